@@ -18,7 +18,7 @@ _LINE_ENDS: Final = "\r\n"
 _UTF8_MARK: Final = b"\xef\xbb\xbf"
 #: A key ends at a separator or a blank that no backslash escapes.
 _KEY: Final = re.compile(r"(?:\\.|[^\\=: \t\f])*", re.DOTALL)
-#: Around a key's end: blanks, and one separator.
+#: Between a key and its value: blanks, and at most one separator.
 _SEPARATOR: Final = re.compile(r"[ \t\f]*[=:]?[ \t\f]*")
 _ESCAPE: Final = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES: Final = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}

@@ -1,7 +1,7 @@
 """The values of the public API: records, envelopes and results.
 
 All are frozen. Envelopes and results follow Alpakka Kafka's ``ProducerMessage``: an envelope has a
-pass-through value of any type, which its result returns.
+pass-through value of any type, which its result contains, too.
 """
 
 from __future__ import annotations
@@ -55,12 +55,12 @@ class ProducerRecord(Generic[K, V]):
         topic: the topic's name: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``.
         value: the value: bytes, or an object that the producer's ``value_serializer`` accepts.
             None is a tombstone, which deletes the key from a compacted topic.
-        key: the key: bytes, or an object that ``key_serializer`` accepts. Records with the same key
-            are sent to the same partition. A record needs a key or a value.
+        key: the key: bytes, or an object that ``key_serializer`` accepts. By default, records with
+            the same key are sent to the same partition. A record needs a key or a value.
         partition: the partition's number. With None, the driver or the setting ``partitioner``
             chooses one. The drivers choose by the hash of the key (murmur2, as in Kafka's Java
-            client). They distribute records without a key over all partitions, and send several
-            consecutive records to each partition.
+            client). They distribute records without a key over all partitions, and may send several
+            consecutive records to the same partition.
         timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
         headers: pairs of a str and bytes, in order. Several headers may have the same name.
     """
@@ -126,11 +126,11 @@ class RecordMetadata(NamedTuple):
     partition: int
     """The partition's number."""
     offset: int | None
-    """The record's offset in the partition; None if no broker reported it (``acks=0``)."""
+    """The record's offset in the partition; None if no broker reported it, for example with
+    ``acks=0``."""
     timestamp_ms: int | None
     """Milliseconds since 1970-01-01 UTC. This is the broker's time if the topic is set to
-    ``LogAppendTime``, otherwise the record's timestamp. None if no broker reported it
-    (``acks=0``)."""
+    ``LogAppendTime``, otherwise the record's timestamp. None if the ``offset`` is None."""
     serialized_key_size: int | None
     """The size of the serialized key in bytes; None without a key."""
     serialized_value_size: int | None
@@ -162,7 +162,7 @@ class Message(Generic[K, V, P]):
     record: ProducerRecord[K, V]
     """The record to send."""
     pass_through: P
-    """A value of any type, which the result returns; None by default."""
+    """A value of any type, which the result contains, too; None by default."""
 
     @overload
     def __init__(self: Message[A, B, None], record: ProducerRecord[A, B]) -> None: ...
@@ -190,8 +190,8 @@ class MultiMessage(Generic[K, V, P]):
     records: tuple[ProducerRecord[K, V], ...]
     """The records to send, in this order. The sequence may be empty."""
     pass_through: P
-    """A value of any type, which the result or the :class:`MultiDeliveryError` returns; None by
-    default."""
+    """A value of any type, which the result or the :class:`MultiDeliveryError` contains, too; None
+    by default."""
 
     @overload
     def __init__(
@@ -217,7 +217,7 @@ class PassThroughMessage(Generic[P]):
     """
 
     pass_through: P
-    """A value of any type, which the result returns; None by default."""
+    """A value of any type, which the result contains, too; None by default."""
 
     @overload
     def __init__(self: PassThroughMessage[None]) -> None: ...
@@ -246,7 +246,7 @@ class Result(Generic[K, V, P]):
 
     @property
     def offset(self) -> int | None:
-        """The record's offset; None if no broker reported it (``acks=0``)."""
+        """The record's offset; None if no broker reported it, for example with ``acks=0``."""
         return self.metadata.offset
 
     @property
@@ -272,7 +272,7 @@ class MultiResultPart(Generic[K, V]):
     metadata: RecordMetadata
     """Where the record was written."""
     record: ProducerRecord[K, V]
-    """The record of the envelope."""
+    """The record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -92,9 +92,10 @@ async def send_with_retry(
         producer: the producer.
         record: the record to send.
         attempts: the largest number of attempts.
-        backoff: the pause after the first attempt, in seconds. The pause doubles after each further
-            attempt. Each pause is shortened at random, by up to half of its length.
-        max_backoff: the longest pause, in seconds.
+        backoff: the pause after the first attempt, as seconds or a ``timedelta``. The pause doubles
+            after each further attempt. Each pause is shortened at random, by up to half of its
+            length.
+        max_backoff: the longest pause, as seconds or a ``timedelta``.
         retry_possibly_persisted: also retry a failure that is ``POSSIBLY_PERSISTED``. The record
             may then be written twice.
         timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None stands for
@@ -107,17 +108,19 @@ async def send_with_retry(
         Where the record was written; None if the record became a dead letter.
 
     Raises:
-        DeliveryError: the record was not delivered. This is the error of the last attempt, or of an
-            earlier attempt that is ``POSSIBLY_PERSISTED``, because the record may be in the log. If
-            the dead letter also failed, a note says why.
+        DeliveryError: the record was not delivered. This is the error of the last attempt, or the
+            error of an earlier attempt if that error is ``POSSIBLY_PERSISTED``, because the record
+            may be in the log. If the dead letter also failed, a note says why.
         SettingsError: an argument is wrong.
         SendProducerError: any other error of :meth:`SendProducer.send` in the first attempt.
-        TypeError: ``producer`` is not a SendProducer, for example a :class:`Transaction`. A failed
-            record aborts its transaction, so repeat the whole transaction.
+        TypeError: ``record`` is not a ProducerRecord, or ``producer`` is not a SendProducer but,
+            for example, a :class:`Transaction`. A failed record aborts its transaction, so repeat
+            the whole transaction.
 
-    Cancellation ends the attempt or the pause. During an attempt, cancellation has the effect that
-    :meth:`SendProducer.send` describes. During a pause, it prevents another attempt. After a
-    cancellation, the record does not become a dead letter.
+    Cancellation ends the attempt or the pause, and the record does not become a dead letter. During
+    an attempt, cancellation has the effect that :meth:`SendProducer.send` describes. During a
+    pause, it prevents another attempt. If the dead letter is already being sent, cancellation has
+    the same effect on the dead letter as on an attempt.
     """
     if not isinstance(cast("object", producer), SendProducer):
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")

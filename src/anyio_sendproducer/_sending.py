@@ -1,7 +1,7 @@
 """The sending API that producers and transactions share.
 
 All of it runs on the caller's task. A :class:`Sender` enters records in the ledger and waits for
-their outcomes. The pump submits the records and settles the outcomes.
+their outcomes. The engine submits the records and settles the outcomes.
 """
 
 from __future__ import annotations
@@ -137,14 +137,15 @@ class Sender:
         Args:
             record: the record to send.
             topic: the topic, as the first argument or by name, instead of ``record``. This argument
-                and the next ones are the fields of a :class:`ProducerRecord`.
+                and the next five are the fields of a :class:`ProducerRecord`.
             value: the value.
             key: the key.
             partition: the partition's number, or None to have it chosen.
             timestamp_ms: milliseconds since 1970-01-01 UTC, or None for the time of sending.
             headers: pairs of a str and bytes.
-            timeout: the time until the outcome of this record, as seconds or a ``timedelta``, if it
-                is shorter than ``delivery_timeout``. With None, only ``delivery_timeout`` applies.
+            timeout: the longest time until the outcome of this record, as seconds or a
+                ``timedelta``. If ``delivery_timeout`` is shorter, ``delivery_timeout`` applies.
+                With None, only ``delivery_timeout`` applies.
 
         Returns:
             Where the record was written.
@@ -173,11 +174,11 @@ class Sender:
         it. If the client returns the record because the metadata of its topic is missing, the
         record is withdrawn. Other records are not affected. If the scope is already cancelled when
         the call starts, the record may be withdrawn or may still be sent. A task that sends in a
-        loop can be cancelled even if every outcome arrives at once.
+        loop can be cancelled even if every outcome arrives immediately.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
-        # system call on Python 3.11. A task of another loop in this thread can't await the waiter;
-        # the full check below then raises the error that explains why.
+        # system call up to Python 3.11. A task of another loop in this thread can't await the
+        # waiter; the full check below then raises the error that explains why.
         if self._affinity.thread != get_ident():
             self._affinity.check()
         self._calls_until_check -= 1
@@ -249,8 +250,8 @@ class Sender:
             envelope: a :class:`Message`, a :class:`MultiMessage`, or a :class:`PassThroughMessage`.
                 A PassThroughMessage needs no broker. Even a closed producer returns its result, as
                 in Alpakka Kafka.
-            timeout: seconds or a ``timedelta`` in which each record gets its outcome, as for
-                :meth:`send`.
+            timeout: the longest time from the start of the call until the last outcome, as seconds
+                or a ``timedelta``, as for :meth:`send`.
 
         Returns:
             A :class:`Result`, a :class:`MultiResult` with one part for each record in the order of
@@ -262,7 +263,8 @@ class Sender:
                 and ``pass_through`` is the pass-through value.
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: as for :meth:`send`.
-            TypeError: ``envelope`` is not an envelope.
+            TypeError: ``envelope`` is not an envelope, or one of its records is not a
+                ProducerRecord. No record was sent.
             SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation: as with :meth:`send`, for each record on its own.
@@ -296,8 +298,8 @@ class Sender:
                 records fail as ``NOT_PERSISTED``. The call still passes records to the client
                 without waiting for the outcomes of earlier records. Records that the client already
                 has are still sent.
-            timeout: the time from the start of the call until the last outcome, as seconds or a
-                ``timedelta``, as for :meth:`send`.
+            timeout: the longest time from the start of the call until the last outcome, as seconds
+                or a ``timedelta``, as for :meth:`send`.
 
         Returns:
             Where each record was written, in the order of ``records``; an empty list if there are
@@ -310,7 +312,7 @@ class Sender:
             ProducerClosed, ProducerBroken: as for :meth:`send`, before the first record was
                 accepted.
             ProducerMisused, TransactionError: as for :meth:`send`.
-            TypeError: one of ``records`` is not a ProducerRecord. No record was sent.
+            TypeError: ``records`` is not an iterable of ProducerRecords. No record was sent.
             SettingsError: ``timeout`` is not a positive number of seconds.
 
         Cancellation: as with :meth:`send`, for each record on its own.
@@ -338,16 +340,17 @@ class Sender:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
             DeliveryError: the producer was closed or broke, or the transaction was aborted, while
                 the call waited for room.
-            RecordRejected: the record is invalid. If only the client, a broker or a serializer can
-                find the error, :meth:`Delivery.wait` raises it. This call raises such an error only
-                if the call waited for room, and the record failed before the task ran again.
+            RecordRejected: the record is invalid, or is larger than ``max_buffered_bytes``. If only
+                the client, a broker or a serializer can find the error, :meth:`Delivery.wait`
+                raises it. This call raises such an error only if the call waited for room, and the
+                record failed before the task ran again.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
         If there is room, only every hundredth call lets other tasks run. Before such a call accepts
         its record, it also raises a pending cancellation, and checks that it runs on the producer's
-        event loop. These checks would take most of the time of each call. The other calls accept
-        their records even in a scope that is already cancelled.
+        event loop. If every call made these checks, they would take most of its time. The other
+        calls accept their records even in a scope that is already cancelled.
 
         After a cancellation, the record is withdrawn and never written. The only exception is
         asyncio's own ``task.cancel()`` after the client received the record and before the task
@@ -381,7 +384,7 @@ class Sender:
             record: the record to send.
 
         Returns:
-            The accepted record, as for :meth:`enqueue`.
+            The delivery of the accepted record, as for :meth:`enqueue`.
 
         Raises:
             anyio.WouldBlock: there is no room. The record was not accepted.

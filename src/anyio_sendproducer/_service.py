@@ -1,4 +1,4 @@
-"""A producer between a start and a stop, for asyncio frameworks that have hooks instead of scopes.
+"""A producer that is started and stopped, for asyncio frameworks with hooks instead of scopes.
 
 A cancel scope must be left by the task that entered it. Hooks and fixtures run in tasks of their
 own. So the block of :func:`~anyio_sendproducer.open_send_producer` runs in one task that the
@@ -66,7 +66,7 @@ class _Run(Sentinel):
         #: How many calls of start() wait for it, and whether one of them returned the producer.
         self.starters = 0
         self.is_claimed = False
-        #: The task was cancelled before stop() was called.
+        #: The task was cancelled after the producer had started, and before stop() was called.
         self.is_lost = False
 
     def hurry(self) -> None:
@@ -143,7 +143,7 @@ class ProducerService:
         """The producer, while the service runs.
 
         Raises:
-            ProducerClosed: the service has not started, or is stopping.
+            ProducerClosed: the service has not started, is stopping, or was stopped.
         """
         run = self._run
         if run is None or run.producer is None or run.stopping.is_set():
@@ -166,8 +166,8 @@ class ProducerService:
                 The next call tries again.
             Exception: an exception of ``enrich``.
             ProducerClosed: :meth:`stop` was called while the service started.
-            ProducerMisused: the caller runs on Trio or on another event loop, or the event loop of
-                the first call ended without a call of :meth:`stop`.
+            ProducerMisused: the caller runs on Trio or on another event loop, or the event loop on
+                which the service was last started ended without a call of :meth:`stop`.
 
         Cancellation ends the start and releases all resources, unless another call waits for the
         start.
@@ -311,7 +311,8 @@ class ProducerService:
 
 
 def _again(error: Exception) -> Exception:
-    """Copy an error, so that several callers can raise it."""
+    """Copy an error of this package, so that several callers can raise it. Return others as they
+    are."""
     return copy_of(error) if isinstance(error, SendProducerError) else error
 
 
