@@ -65,7 +65,7 @@ class TransactionPoolStatistics:
     broken."""
     producers: Mapping[str, Statistics]
     """The figures of each producer, by its ``transactional_id``. They do not include a producer
-    that is being replaced."""
+    that is being replaced, or whose replacement could not start."""
 
 
 class _Start:
@@ -103,24 +103,25 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
 
     The producers have the transactional ids ``billing-0`` to ``billing-3``. All of them start when
     the block begins. The pool first starts one producer alone, so that it reports a wrong setting
-    only once. It then starts the others at the same time. This ends transactions that an earlier
-    process left open under these ids.
+    only once. It then starts the others at the same time. The start of each producer ends any
+    transaction that an earlier process left open under its id.
 
     The pool closes a producer that was fenced or otherwise broken, and replaces it with a new
     producer with the same ``transactional_id``, a new client and a new epoch. If the new producer
-    cannot start, the next transaction that needs this producer tries to start it again. If this
-    attempt also fails, the transaction raises the error. After :exc:`TransactionOutcomeUnknown`,
-    the producer itself replaces its client. The brokers then finish or abort the commit before the
-    next transaction with that ``transactional_id`` begins.
+    cannot start, the next transaction that needs this producer tries to start it again. A
+    transaction that waits for a producer whose start fails raises the error of the start. After
+    :exc:`TransactionOutcomeUnknown`, the producer itself replaces its client. The brokers then
+    finish or abort the commit before the next transaction with that ``transactional_id`` begins.
 
     When the block has ended, all producers are closed. If the block ends without an exception, the
     pool closes all producers at the same time, within ``close_timeout``. If the block fails or is
-    cancelled, it ends within ``cancel_timeout``. Open transactions of other tasks are then aborted.
+    cancelled, it ends within ``cancel_timeout``. In both cases, open transactions of other tasks
+    are aborted.
 
     Args:
         settings: as for :func:`open_send_producer`. The ``transactional_id`` is the prefix of the
             producers' transactional ids. Two processes that run at the same time need different
-            prefixes, otherwise they fence each other.
+            prefixes; otherwise, they fence each other.
         size: the number of producers, which is also the largest number of concurrent transactions.
         driver: as for :func:`open_send_producer`. A callable is called for each producer.
         observers: as for :func:`open_send_producer`. All producers share them.
@@ -129,6 +130,9 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     Raises:
         SettingsError: a setting or ``size`` is wrong, or there is no ``transactional_id``.
             ``async with`` raises the same errors as the start of :func:`open_send_producer`.
+        TypeError: ``settings`` is not a ProducerSettings, or ``observers`` is not a list of
+            observers.
+        ProducerClosed: ``async with`` was used with this pool before.
 
     Cancellation at any time releases all resources.
     """
@@ -183,7 +187,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                 started; see :func:`start_send_producer`.
             TransactionError: this task already has a transaction of the pool, or as for
                 :meth:`SendProducer.transaction`.
-            TransactionAborted, TransactionOutcomeUnknown: as for :meth:`SendProducer.transaction`.
+            TransactionAborted, TransactionOutcomeUnknown, ProducerBroken: as for
+                :meth:`SendProducer.transaction`.
             ProducerClosed: the pool is closed, or was closed while the call waited.
             ProducerMisused: the pool was not opened, or it belongs to another event loop, thread or
                 process.

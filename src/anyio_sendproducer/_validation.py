@@ -31,7 +31,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-#: A topic's name as the broker takes it (``org.apache.kafka.common.internals.Topic``).
+#: A topic's name as brokers accept it (``org.apache.kafka.common.internals.Topic``).
 _TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 _MAX_INT32: Final = 2**31 - 1
 _MAX_INT64: Final = 2**63 - 1
@@ -124,7 +124,7 @@ def plain(value: T) -> T:
     for example, a member of a class that derives from ``str`` and ``Enum`` may give its name.
 
     Returns:
-        The converted value; any other value as it is.
+        The converted value; a bool or any other value as it is.
     """
     exact: Any = value
     if isinstance(value, str):

@@ -23,7 +23,7 @@ async def find_partitions(engine: Engine, topic: str, limit: tuple[float, str]) 
     """Ask the driver for a topic's partitions until it knows them.
 
     Args:
-        engine: of the producer.
+        engine: the producer's engine.
         topic: a valid name of a topic.
         limit: the longest time in seconds, and the name of the setting or argument that it comes
             from.
@@ -49,7 +49,7 @@ async def warm_up(
     """Warm topics up; see :meth:`SendProducer.warm_up`.
 
     Args:
-        engine: of the producer.
+        engine: the producer's engine.
         given: the topics and the example records.
         limit: as for :func:`find_partitions`.
     """

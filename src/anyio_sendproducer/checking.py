@@ -3,7 +3,7 @@
 A client does all steps at once, and only reports that no broker answered. This module tries each
 step by itself. The first step that fails says what is wrong, and what to do about it.
 
-The command ``anyio-sendproducer check`` prints the steps. The function needs no optional
+The command ``anyio-sendproducer check`` prints the steps. :func:`check_cluster` needs no optional
 dependency::
 
     async def check_before_start() -> None:
@@ -50,12 +50,13 @@ __all__ = [
 #: The steps in their order, each with what it checks.
 STEPS: Final = {
     "settings": "the driver accepts the settings; certificates are read",
-    "resolve": "the brokers' names have addresses; a service is looked up",
+    "resolve": "the name of at least one broker has an address. With a service name, the look-up "
+    "of the service also finds brokers",
     "connect": "a broker accepts a TCP connection",
     "tls": "a broker speaks TLS, and its certificate is trusted",
     "authenticate": "the driver connects as a producer does, with the login",
-    "cluster": "the cluster reports its id, its controller and its brokers, and the brokers their "
-    "versions",
+    "cluster": "the cluster reports its id, its controller and its brokers. With the kafka-python "
+    "driver, the step also shows the version of each broker that answers",
     "brokers": "each broker accepts a connection at its own address (advertised.listeners), with "
     "TLS if the settings ask for it",
 }
@@ -120,7 +121,8 @@ class ClusterCheck:
     steps: tuple[Step, ...]
     """All steps. The steps after the first failure were skipped."""
     cluster: ClusterDescription | None
-    """The cluster's description of itself; None if the check failed before that step."""
+    """The cluster's description of itself; None if the step ``cluster`` or an earlier step
+    failed."""
 
     @property
     def passed(self) -> bool:
@@ -167,8 +169,9 @@ async def check_cluster(
     """Try the steps of a connection to a cluster, up to the first step that fails.
 
     Args:
-        settings: how to reach the cluster. Each step takes ``start_timeout`` at most. A
-            ``transactional_id`` is not used, so a producer with this id is not fenced.
+        settings: how to reach the cluster. Each step takes about ``start_timeout`` at most. With a
+            ``service_name``, the step ``resolve`` may take twice as long. A ``transactional_id`` is
+            not used, so a producer with this id is not fenced.
         driver: the name of the driver whose client connects. None stands for the default.
 
     Returns:
@@ -205,7 +208,8 @@ async def check_cluster(
 
 
 def _shown(details: tuple[str, ...]) -> tuple[str, ...]:
-    """Remove control characters from the details and bound them, because brokers supply them."""
+    """Escape control characters in the details, and limit their number and length, because brokers
+    supply them."""
     shown = [one_line(detail, _MOST_CHARACTERS) for detail in details[:_MOST_DETAILS]]
     more = len(details) - len(shown)
     return (*shown, f"and {more:,} more") if more else tuple(shown)
@@ -291,7 +295,7 @@ async def _tls(findings: _Findings) -> tuple[str, ...]:
 
 
 def _trust_hint(settings: ProducerSettings) -> str:
-    """Return advice to trust a certificate, with the name of the property that is set."""
+    """Return advice on how to trust a certificate. It names the property that is set, if any."""
     for name in settings.properties:
         if MEANINGS.get(canonical_name(name)) in {"ca", "ca_pem"}:
             return f"add the issuer of its certificate to the certificates of {name}"
@@ -303,7 +307,7 @@ async def _authenticate(findings: _Findings) -> tuple[str, ...]:
         async with open_send_producer(findings.settings, driver=findings.driver):
             pass
     except SendProducerError as error:
-        # The message would advise to run this check.
+        # The end of the message advises the reader to run this check.
         message = str(error).replace(HOW_FAR, "")
         raise _Failed(message, hint=_login_hint(message, findings.protocol)) from None
     protocol = findings.protocol

@@ -1,6 +1,6 @@
 """The command ``anyio-sendproducer``.
 
-The version needs only the core of this package, and so does the message that names a package that
+``--version`` needs only the core of this package, and so does the message that names a package that
 is not installed. The commands need the extra ``cli``. They import other packages when they run.
 """
 

@@ -41,11 +41,12 @@ class Account:
         self.persistence: collections.Counter[Persistence] = collections.Counter()
         self.errors: collections.Counter[str] = collections.Counter()
         self.reasons: collections.Counter[str] = collections.Counter()
-        """How often each reason occurred: the first reasons of the run, to bound the memory."""
+        """How often each reason occurred. Only the first ``_MOST_REASONS`` different reasons are
+        counted, to bound the memory."""
         self.places: dict[tuple[str, int], Place] = {}
         """The partitions that received records, by topic and number."""
         self.seconds = 0.0
-        """How long the producer was open."""
+        """The time from the opening of the producer to the last outcome."""
         self.last: tuple[str, int] | None = None
         """The input and the number of the last line that was read."""
         self.all_read = False
@@ -68,7 +69,7 @@ class Account:
             self.error = error
 
     def count_read(self, chunk: Chunk) -> None:
-        """Count the records of a chunk that was read."""
+        """Count the records and failures of a chunk that was read."""
         self.read += chunk.count
         self.last = (chunk.source, chunk.last)
 

@@ -94,7 +94,7 @@ def all_failed(
 
 
 def stop_at_failure(chunks: Sequence[Chunk]) -> None:
-    """Make failures of the records behind the first line that is not a record."""
+    """Make failures of the records after the first line that is not a record."""
     for index, chunk in enumerate(chunks):
         if chunk.failures:
             kept = bisect.bisect(chunk.numbers, chunk.failures[0].line)

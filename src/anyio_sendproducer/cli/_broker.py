@@ -11,10 +11,10 @@ from ._running import COMPLETE, FAILED, complain, run_on, until_terminated
 
 __all__ = ["run"]
 
-#: Seconds between two checks that it still runs.
+#: Seconds between two checks whether the broker still runs.
 _CHECK: Final = 0.2
 
-#: The exit code after a signal is this and the signal's number.
+#: The exit code after a signal is this plus the signal's number.
 _SIGNALLED: Final = 128
 
 

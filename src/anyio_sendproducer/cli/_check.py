@@ -24,7 +24,7 @@ from ._running import (
 
 __all__ = ["TIMEOUT", "run"]
 
-#: Seconds that a step may take, if neither the command line nor the settings say so.
+#: Seconds that a step may take, unless the command line or the settings say otherwise.
 TIMEOUT: Final = 10.0
 
 
@@ -39,7 +39,7 @@ def run(connection: Connection, loop: str, timeout: float | None, *, as_json: bo
 
     Returns:
         ``COMPLETE``; ``INCOMPLETE`` if a step failed; ``USAGE`` if an option is wrong or a package
-        is missing; 128 and the number of a signal that ended it.
+        is missing; 128 plus the number of a signal that ended it.
     """
     try:
         require_for(connection, loop)

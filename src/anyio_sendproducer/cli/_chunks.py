@@ -23,7 +23,8 @@ __all__ = [
     "iterate",
 ]
 
-#: Bytes that a line may have. A line is kept in memory, and brokers do not accept larger records.
+#: Bytes that a line may have. A line is kept in memory, and by default, brokers accept only much
+#: smaller records.
 LONGEST: Final = 32 * 1024 * 1024
 
 AnyRecord = ProducerRecord[Any, Any]
@@ -174,7 +175,7 @@ def fill(
         chunk: the chunk.
         items: items with the number of their first line.
         record_of: makes a record of an item.
-        given: the bytes of an item; without it, the item is bytes.
+        given: returns the bytes of an item. By default, each item is bytes.
     """
     numbers: list[int] = []
     for number, item in items:

@@ -1,8 +1,8 @@
-"""The commands: names, options and help. The reference in the documents is made from them.
+"""The commands: names, options and help. The reference in the documentation is made from them.
 
 Values are checked here. Each command calls its own module to run.
 
-It needs ``click`` (extra ``cli``).
+This module needs ``click`` (extra ``cli``).
 """
 
 from __future__ import annotations
