@@ -39,9 +39,9 @@ _FIELDS: Final = {
 _DURATIONS: Final = {"delivery.timeout.ms": "delivery_timeout"}
 #: The same, in bytes.
 _SIZES: Final = {"buffer.memory": "max_buffered_bytes"}
-#: Properties of Java's producer that a command does not need. The first two are Java classes, and
-#: records are bytes here. The third bounds calls that block. No call of a command blocks, and
-#: records wait for ``delivery.timeout.ms``.
+#: Properties of Java's producer that a command does not need. The first two name Java classes, and
+#: records are bytes here. The third bounds calls that block. No call of a command blocks: records
+#: wait for up to ``delivery.timeout.ms`` instead.
 _LEFT_OUT: Final = frozenset({"key.serializer", "value.serializer", "max.block.ms"})
 
 #: The names of a login's password, as they are compared: librdkafka's and kafka-python's.
@@ -74,8 +74,8 @@ def parse_property(text: str) -> tuple[str, str]:
     """The name and the value of ``name=value``.
 
     Raises:
-        ValueError: there is no ``=`` in the text, or nothing before it. The message does not have
-            the text, which may be a password.
+        ValueError: there is no ``=`` in the text, or nothing before it. The message does not
+            contain the text, which may be a password.
     """
     name, equals, value = text.partition("=")
     name = name.strip()
@@ -104,13 +104,14 @@ def environment_has_address() -> bool:
 def settings_of(
     connection: Connection, *, defaults: Mapping[str, Any] = MappingProxyType({}), **fields: Any
 ) -> ProducerSettings:
-    """Combine the settings. Options override properties, and these the file and the environment.
+    """Combine the settings. Options override properties (``-X``), properties override the file, and
+    the file overrides the environment.
 
     Args:
         connection: what the command line says about the cluster.
         defaults: fields that everything else overrides.
         fields: options that are fields of the settings; None for options that were not given. The
-            item ``properties`` has properties that ``-X`` overrides.
+            item ``properties`` is an exception: ``-X`` overrides these properties.
 
     Raises:
         SettingsError: the file cannot be read, or a setting is wrong.
@@ -161,7 +162,7 @@ def _from_toml(path: Path, table: str) -> dict[str, Any]:
 
 
 def _addressed(given: Iterable[str]) -> dict[str, str]:
-    """An address for settings without one, because another layer may have it."""
+    """A placeholder for the address, if these settings have none: another layer may have one."""
     names = {_compared(name) for name in given}
     return {} if names & _ADDRESSES else {"bootstrap_servers": _NO_ADDRESS}
 

@@ -16,7 +16,7 @@ from ._text import counted
 
 __all__ = ["Csv"]
 
-#: Excel's first line of a file whose delimiter is not the comma.
+#: A first line that tells Excel the delimiter of the file.
 _SEPARATOR_LINE: Final = re.compile(r'"?sep=([^"\r\n])"?[\r\n]*')
 
 
@@ -26,7 +26,7 @@ class _Row(NamedTuple):
     begin: int
     """The index of its first line."""
     end: int
-    """The index behind its last line."""
+    """The index after its last line."""
     cells: list[str]
     error: str | None
     """Why it is not CSV."""
@@ -50,7 +50,7 @@ class Csv:
         self._has_begun = False
         self._examined = 0
         """How many bytes of an unfinished row are known not to end it."""
-        # The csv module limits cells, to bound the memory; here, a line is limited.
+        # The csv module limits the size of cells, to bound the memory; here, Input limits lines.
         csv.field_size_limit(max(csv.field_size_limit(), LONGEST))
 
     def parse(self, data: bytes, first: int, chunk: Chunk, *, is_last: bool) -> tuple[int, int]:
@@ -89,7 +89,11 @@ class Csv:
         return used, len(data) - len(unfinished)
 
     def _read_separator_line(self, line: str) -> int:
-        """Read Excel's first line, which only names the delimiter. Return the number of lines."""
+        """If the line is Excel's ``sep=`` line, use the delimiter that it names.
+
+        Returns:
+            How many lines were used: 1 or 0.
+        """
         found = _SEPARATOR_LINE.fullmatch(line)
         if found is None:
             return 0

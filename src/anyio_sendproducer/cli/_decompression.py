@@ -35,8 +35,9 @@ def decompressing(name: str, descriptor: int) -> Callable[[int], bytes] | None:
         descriptor: the open file.
 
     Returns:
-        A function that takes a number of bytes, about as many of which it returns; none at the end.
-        It raises :exc:`InputError` if the file is damaged. None if the file is not compressed.
+        A function that takes a number of bytes, and returns about that many bytes of the content;
+        none at the end. It raises :exc:`InputError` if the file is damaged. None if the file is not
+        compressed.
     """
     if name.endswith(".gz"):
         return _reading_gzip(name, descriptor)
@@ -65,7 +66,7 @@ def _reading_gzip(name: str, descriptor: int) -> Callable[[int], bytes]:
 
 
 class _Zstandard:
-    """Reads frames of Zstandard, one behind the other."""
+    """Reads frames of Zstandard, one after the other."""
 
     def __init__(self, name: str, descriptor: int) -> None:
         import zstandard
@@ -78,7 +79,7 @@ class _Zstandard:
         self._compressed = b""
 
     def read(self, count: int) -> bytes:
-        """Read about so many bytes; none at the end."""
+        """Read about ``count`` bytes of the content; none at the end."""
         content = bytearray()
         while len(content) < count:
             if not self._compressed:

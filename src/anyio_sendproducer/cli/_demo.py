@@ -61,7 +61,8 @@ _TASKS: Final = 64
 #: The number of partitions of a topic that the demo creates.
 _PARTITIONS: Final = 4
 
-#: Seconds until a missing broker is reported. Users of a terminal do not wait for minutes.
+#: Seconds for the delivery of a record, and for closing the producer. The defaults, 120 and 60, are
+#: too long at a terminal.
 _SEND_TIMEOUT: Final = 20.0
 
 #: Seconds for reading everything back; it takes about one.
@@ -101,12 +102,13 @@ def run(backend: str, bootstrap_servers: str | None, topic: str) -> int:
         topic: the topic to send to. Other records in it are not counted.
 
     Returns:
-        An exit code: ``COMPLETE``; ``INCOMPLETE``; ``USAGE`` if an optional package is missing;
-        ``FAILED`` if a broker or the producer failed; 128 and the signal's number after SIGINT
-        (Ctrl-C) or SIGTERM. In each case, the broker that it started has ended.
+        An exit code: ``COMPLETE``; ``INCOMPLETE`` if the comparison found a problem; ``USAGE`` if
+        an optional package is missing; ``FAILED`` if a broker or the producer failed; 128 plus the
+        signal's number after SIGINT (Ctrl-C), SIGTERM or SIGHUP. In each case, the broker that it
+        started has ended.
     """
     try:
-        # The modules that are used later, so that nothing is imported while the loop runs.
+        # Import these packages now, so that none is imported while the loop runs.
         require("the demo", _EXTRA, "rich.console", "rich.progress", "rich.table")
         require("the demo", _EXTRA, "vega_datasets", "confluent_kafka.admin")
         if backend == "trio":
@@ -228,7 +230,7 @@ async def send_envelopes(producer: SendProducer, records: Sequence[JsonRecord]) 
 
 
 def load_readings() -> list[Reading]:
-    """The data set in the order of time, from the file in the installed package."""
+    """The data set in chronological order, from the file in the package vega_datasets."""
     # vega_datasets has no type hints. raw() returns the file's bytes.
     package = cast("Any", importlib.import_module("vega_datasets"))
     text: str = package.data.seattle_temps.raw().decode()

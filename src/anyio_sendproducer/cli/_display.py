@@ -37,7 +37,7 @@ class Figures(NamedTuple):
     in_flight: int
     """Records without an outcome so far."""
     rate: float
-    """Records per second, over the last seconds."""
+    """Records per second, over about the last two seconds."""
 
 
 class PartitionRow(NamedTuple):
@@ -74,7 +74,7 @@ class Bar:
 
 @contextlib.contextmanager
 def progress_bar(total: int | None) -> Generator[Bar, None, None]:
-    """A bar on standard error for ``total`` bytes of input; None if the size is unknown."""
+    """A bar on standard error for ``total`` bytes of input, or for input of unknown size (None)."""
     with rich.progress.Progress(
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(bar_width=None),
@@ -93,7 +93,8 @@ def progress_bar(total: int | None) -> Generator[Bar, None, None]:
 
 
 def is_terminal(*, stderr: bool = False) -> bool:
-    """Whether standard output, or standard error, is a terminal, or FORCE_COLOR says so."""
+    """Whether standard output (with ``stderr``, standard error) is a terminal, or FORCE_COLOR says
+    so."""
     return rich.console.Console(stderr=stderr).is_terminal
 
 

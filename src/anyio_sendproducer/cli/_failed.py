@@ -1,8 +1,8 @@
 """The file of records that were not delivered: JSON Lines that ``produce`` can read again.
 
-A line has the whole record, the reason of the failure, and whether the record may be in the log
-anyway. Bytes are text if they are UTF-8, otherwise ``{"base64": "..."}``. A line of input that
-could not be read as a record is under ``input``, unchanged.
+A line contains the whole record and the reason for the failure, and says whether the record may be
+in the log anyway. Bytes are text if they are UTF-8, otherwise ``{"base64": "..."}``. A line of
+input that could not be read as a record is under ``input``, unchanged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Unreadable(Exception):
     """Some input is not a record; the message says why.
 
     Attributes:
-        given: the input, if it is not the one that was read.
+        given: the original input, if the line that was read is from a failed file and only quotes
+            it; otherwise None.
     """
 
     def __init__(self, message: str, given: bytes | None = None) -> None:
@@ -193,7 +194,8 @@ def _open(path: Path) -> tuple[int, bool]:
 
     Records may be secret, and other users may write to the directory, for example /tmp. So only the
     user may read a file that is created here. A symbolic link is not followed, because it may lead
-    to any other file of the user. Opening a FIFO would wait for its reader, so it does not block.
+    to any other file of the user. Opening a FIFO would wait for a reader, so the file is opened in
+    non-blocking mode.
 
     Returns:
         The descriptor, and whether the file was created.
@@ -300,7 +302,7 @@ class FailedFile:
         """Try once more to write what could not be written, and close the file.
 
         Delete it if it is empty and was created here, unless another process has put its own file
-        in the place. Errors are in ``error``.
+        in its place. An error is in ``error`` if failures were written to the file.
         """
         if self._unwritten:
             self.write([])

@@ -1,7 +1,7 @@
 """Fields of JSON objects and CSV rows, and the parts of a record that they become.
 
-JSON is sent as it was written. Numbers are never converted. An object or an array is cut out of the
-line, so that it keeps its spaces, escapes and repeated names.
+JSON is sent as it was written: numbers are not converted, and an object or an array is cut out of
+the line, so that it keeps its spaces, escapes and repeated names.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _skip: Final = re.compile(r"[ \t\r\n]*[{,:]?[ \t\r\n]*").match
 
 
 class Source(NamedTuple):
-    """A JSON value and its text."""
+    """A JSON value and its text, or the cells of a CSV row and an empty text."""
 
     value: Any
     text: str
@@ -140,7 +140,8 @@ def _member(text: str, name: str) -> str:
 
 
 def as_bytes(source: Source, name: str) -> bytes | None:
-    """A field as a key, a value or a header: the content of a string, otherwise the JSON text.
+    """A field as a key, a value or a header: the content of a string, None for null, otherwise the
+    JSON text.
 
     Raises:
         Unreadable: there is no such field, or it is text that UTF-8 cannot encode.
@@ -177,10 +178,12 @@ def as_whole_number(source: Source, name: str) -> int | None:
 
 
 def as_milliseconds(source: Source, name: str) -> int | None:
-    """A field as milliseconds since 1970: a number, or a date and time by ISO 8601.
+    """A field as milliseconds since 1970; None if it is null or empty.
+
+    Otherwise the field is a number, or a date and time in ISO 8601 format with a time zone.
 
     Raises:
-        Unreadable: there is no such field, or it is neither.
+        Unreadable: there is no such field, or it is none of these.
     """
     with contextlib.suppress(Unreadable):
         # Numbers first, because digits alone can also be a date.

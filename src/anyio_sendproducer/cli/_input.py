@@ -22,7 +22,7 @@ from ._parsing import parser_for
 
 __all__ = ["Input", "size_of"]
 
-#: Bytes that are read at a time: some thousand records, so that the switch of threads costs little.
+#: Bytes that are read at a time: a few thousand records, so that switching threads costs little.
 _PIECE: Final = 256 * 1024
 
 #: Byte order marks. One of UTF-32 begins with one of UTF-16, so it comes first.
@@ -52,7 +52,7 @@ class Input:
     """One input: a file, a pipe, or standard input.
 
     Bytes that were read from a pipe are not in the pipe any more. So, however the reading ends,
-    bytes that have not become records become failures; see :meth:`leftover`.
+    those that have not become records become failures; see :meth:`leftover`.
 
     Args:
         name: a path, or ``-`` for standard input.
@@ -152,7 +152,7 @@ class Input:
         try:
             await anyio.wait_readable(self._descriptor)
         except OSError:
-            # The event loop cannot wait for some devices, such as /dev/null. They are read at once.
+            # The event loop cannot wait for some devices, such as /dev/null: read without waiting.
             self._waits = False
 
     def _step(self) -> None:
@@ -219,7 +219,7 @@ def _wide_encoding(data: bytes, layout: Layout) -> str:
         # Lines can be binary, but a line feed in one of these encodings has a NUL.
         if data.startswith(mark) and (layout.is_text or b"\0" in data):
             return encoding
-    # JSON and CSV begin with two ASCII characters, unless the first one is quoted text.
+    # JSON and most CSV begin with an ASCII character. In UTF-16, one of its two bytes is NUL.
     if layout.format in {"jsonl", "csv", "failed"} and data[:2].count(b"\0") == 1:
         return "UTF-16BE" if data[0] == 0 else "UTF-16LE"
     return ""

@@ -63,7 +63,7 @@ class Lines:
                 text = name.decode()
             except UnicodeDecodeError:
                 raise Unreadable("the name of a header is not UTF-8") from None
-            # Clients send no header with null as its value.
+            # A ProducerRecord has no headers with null as their value.
             if value != self._layout.null_value:
                 headers.append((text, value))
         return headers

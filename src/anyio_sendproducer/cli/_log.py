@@ -21,7 +21,7 @@ class _Handler(logging.Handler):
     """Writes messages to ``sys.stderr``, which is another object while a progress bar is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a message. Never raises."""
+        """Write a message. Errors of the stream are not raised."""
         emit(sys.stderr, f"{printable(self.format(record))}\n")
 
 

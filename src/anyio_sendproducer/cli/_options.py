@@ -43,7 +43,7 @@ COUNT: Final = click.IntRange(min=1)
 #: Kafka's usual port.
 _PORT: Final = 9092
 
-#: A topic's name as brokers accept it. Records with another name would all fail.
+#: A topic's name as brokers accept it. Records for a topic with another name would all fail.
 _TOPIC: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -72,7 +72,7 @@ class Command(click.Command):
         return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options, as Click asks for it, and the exit codes after them."""
+        """Write the options, and the exit codes after them. Click calls this method."""
         for section, records in self.sections(ctx).items():
             with formatter.section(section):
                 formatter.write_dl(records)
@@ -123,7 +123,7 @@ def _with_ports(text: str) -> str:
 
 
 def topic(_: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
-    """The name of a topic, with the rules of brokers."""
+    """The name of a topic, checked by the rules of Kafka's brokers."""
     if text is None or (_TOPIC.fullmatch(text) and text not in {".", ".."}):
         return text
     if not text:
@@ -341,8 +341,8 @@ def connection_of(
     """The connection that the options of a cluster describe.
 
     Raises:
-        UsageError: nothing names a cluster, or two options do; or there is no terminal to ask for
-            the password.
+        UsageError: nothing names a cluster, or two options do; or there is no terminal on which to
+            ask for the password.
     """
     if bootstrap_servers is not None and service_name is not None:
         raise click.UsageError("--bootstrap-servers and --service-name: pass only one of them")

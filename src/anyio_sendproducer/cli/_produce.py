@@ -1,8 +1,8 @@
 """``anyio-sendproducer produce``: sends lines, JSON or CSV, and accounts for each record.
 
 A reader makes chunks of records from the input, a few in advance. The sender takes the chunks that
-are ready, sends them with one wait, and writes down the failures before it takes more. So memory is
-bounded, and records with the same key stay in order.
+are ready, sends them, waits once for all outcomes, and writes down the failures before it takes
+more. So memory is bounded, and records with the same key stay in order.
 
 A signal ends the reading. The producer delivers what was read, as far as the time allows. Then it
 is closed, which gives each record an outcome, so that the account is always complete.
@@ -75,7 +75,7 @@ _TICK: Final = 0.1
 #: Updates over which the rate is computed.
 _TICKS: Final = 20
 
-#: Seconds of the closing time that are kept for the end, if there are as many.
+#: Seconds of the closing time that are kept for the end, but at most a quarter of this time.
 _HURRY: Final = 5.0
 
 
@@ -102,9 +102,9 @@ def run(order: Order) -> int:
 
     Returns:
         An exit code: ``COMPLETE``; ``INCOMPLETE`` if records failed; ``USAGE`` if a setting is
-        wrong or a package is missing; ``FAILED`` if there was no producer, or it broke, or input
-        could not be read, or a failed record could not be written down; 128 and the number of a
-        signal that ended it.
+        wrong, a package is missing, or the file for failed records cannot be used; ``FAILED`` if
+        there was no producer, or it broke, or input could not be read, or a failed record could not
+        be written down; 128 plus the number of a signal that ended it.
     """
     try:
         require_for(order.connection, order.loop)
@@ -185,8 +185,8 @@ class _Progress:
 class _Job:
     """One run of ``produce``.
 
-    The backlog has each chunk that was read until all of its records have an outcome. An error in
-    one task ends no other task: see :meth:`_contain`.
+    The backlog keeps each chunk until all of its records have an outcome. An error in one task ends
+    no other task: see :meth:`_contain`.
 
     Attributes:
         account: the outcomes so far.
@@ -214,7 +214,7 @@ class _Job:
         """Read, send and write down. The account has the result."""
         self._starting = anyio.CancelScope()
         async with anyio.create_task_group() as tasks:
-            # On Windows, asyncio cannot receive signals; Ctrl-C is an exception.
+            # On Windows, asyncio cannot receive signals; Ctrl-C raises KeyboardInterrupt.
             if sys.platform != "win32":  # pragma: no branch
                 await tasks.start(self._watch_signals, tasks)
             with self._starting:
@@ -233,7 +233,7 @@ class _Job:
             self.end_by(error)
 
     def end_by(self, error: BaseException) -> None:
-        """Stop reading because of an error, and report it."""
+        """Note an error for the report, and stop reading."""
         self.account.end_by(error)
         self._stop_reading()
 

@@ -46,7 +46,7 @@ _QUIET: Final[Mapping[str, Any]] = {"log_level": 0}
 
 
 class ClusterError(Exception):
-    """The cluster refused a request of the demo."""
+    """The cluster refused a request of the demo, or did not answer it in time."""
 
 
 def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[int, int]:
@@ -89,10 +89,10 @@ def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[i
 
 
 def end_of(consumer: Any, topic: str, partition: int, deadline: float) -> int:
-    """The offset behind a partition's last record.
+    """The offset after a partition's last record.
 
-    A new leader may not know it yet, so it is asked again. Do not use the beginning that librdkafka
-    reports with it: it may be any number.
+    A new leader may not know it yet, so the leader is asked again. Do not use the beginning that
+    librdkafka reports with it: the beginning may be any number.
 
     Args:
         consumer: the client to ask with.
@@ -193,7 +193,7 @@ def _consumer(configuration: Mapping[str, Any]) -> confluent_kafka.Consumer:
             "group.id": "anyio-sendproducer-demo",
             "enable.auto.commit": False,
             "enable.partition.eof": True,
-            # The end is reported after an empty fetch, which waits so many milliseconds.
+            # The end is reported after an empty fetch, which waits for this many milliseconds.
             "fetch.wait.max.ms": 50,
             # A missing offset is an error; the client must not start elsewhere.
             "auto.offset.reset": "error",

@@ -34,7 +34,7 @@ def record_of(layout: Layout, source: Source, whole: bytes | None) -> AnyRecord:
     headers = [*layout.headers]
     for name, field in fields.headers:
         content = as_bytes(source, field)
-        # Clients send no header with null as its value.
+        # A ProducerRecord has no headers with null as their value.
         if content is not None:
             headers.append((name, content))
     partition, timestamp = layout.partition, None

@@ -26,7 +26,7 @@ _MOST_CHARACTERS: Final = 500
 
 
 def described(error: BaseException) -> str:
-    """An error in words. An error that the command does not expect is a fault in it."""
+    """An error in words. If the command does not expect the error, the words say so."""
     if isinstance(error, (SendProducerError, InputError)):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}"
