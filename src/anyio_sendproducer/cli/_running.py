@@ -113,7 +113,8 @@ def print_report(text: str) -> None:
 
 
 def interrupted(signal_number: int) -> int:
-    """Print that a signal came, and return the exit code that shells use: 128 and its number."""
+    """Print that a signal came, and return the exit code that shells use: 128 plus the signal's
+    number."""
     return complain("interrupted", 128 + signal_number)
 
 
@@ -128,8 +129,8 @@ def ending_signals() -> list[signal.Signals]:
 async def until_terminated(function: Callable[..., Awaitable[int]], *arguments: Any) -> int:
     """Call the function, and cancel it when a signal comes, so that it can clean up.
 
-    Without this, SIGTERM and SIGHUP would end only this process, and SIGINT would leave the task
-    group in an exception group on one of the loops.
+    Without this, SIGTERM and SIGHUP would end this process, but not a broker that it started. On
+    one of the loops, the KeyboardInterrupt of SIGINT would be raised inside an exception group.
     """
     code = FAILED
 

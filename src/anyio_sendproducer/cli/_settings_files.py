@@ -49,7 +49,8 @@ def read_toml(path: Path, table: str) -> dict[str, Any]:
         table: the table's full name, with dots; empty for the whole file.
 
     Raises:
-        SettingsError: the file cannot be read, is not TOML, or has no such table.
+        SettingsError: the file cannot be read, is not TOML, or has no such table; or ``tomli`` is
+            needed and not installed.
     """
     text = _read(path)
     loads, problem = _toml().loads, ""

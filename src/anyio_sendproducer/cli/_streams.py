@@ -114,7 +114,7 @@ def emit(stream: TextIO, content: str | bytes) -> OSError | ValueError | None:
     Returns:
         None if all of it was written; otherwise the error.
     """
-    # While a progress bar is shown, Rich replaces sys.stderr by an object that passes this on.
+    # While a progress bar is shown, Rich replaces sys.stderr by an object with the same `buffer`.
     raw: Any = getattr(getattr(stream, "buffer", None), "raw", None)
     before = getattr(raw, "errors", 0)
     try:

@@ -28,7 +28,8 @@ def counted(count: int, noun: str) -> str:
 def unescaped(text: str) -> bytes:
     r"""The bytes of a text in which escapes stand for one byte each.
 
-    They are ``\t``, ``\n``, ``\r``, ``\0``, ``\x1f`` and ``\\``. Another backslash is kept.
+    The escapes are ``\t``, ``\n``, ``\r``, ``\0``, ``\\``, and ``\x`` with two hexadecimal digits,
+    such as ``\x1f``. Any other backslash is kept.
 
     Raises:
         ValueError: two hexadecimal digits are missing after a ``\x``.

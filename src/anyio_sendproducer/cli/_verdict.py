@@ -14,7 +14,7 @@ __all__ = ["Content", "PartitionRow", "Problem", "ReadBack", "Verdict", "Written
 
 
 class Content(NamedTuple):
-    """The content of a record in bytes. No two records of a run have the same content."""
+    """The content of a record, as bytes. No two records of a run have the same content."""
 
     key: bytes | None
     value: bytes | None
@@ -85,8 +85,8 @@ def judge(written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str,
 
     Returns:
         The rows of the table, and a problem for each record that is missing or doubled, is not
-        where its metadata says, was altered, was read after a record of its key that was sent
-        later, or was never sent.
+        where its metadata says, was altered, was read before its predecessor or in another
+        partition, or was never sent. The predecessor is the previous record of the same key.
     """
     places: dict[Content, list[int]] = collections.defaultdict(list)
     at: dict[tuple[int, int | None], ReadBack] = {}
@@ -131,7 +131,8 @@ def judge(written: Sequence[Written], read: Sequence[ReadBack], mark: tuple[str,
 def _disorder(
     written: Sequence[Written], read: Sequence[ReadBack], places: dict[Content, list[int]]
 ) -> Iterator[Problem]:
-    """The records of each key that were not read in the order of sending."""
+    """A problem for each record that was read before the previous record of its key, or in another
+    partition than that record."""
     before: dict[bytes, int] = {}
     for item in written:
         key = item.content.key

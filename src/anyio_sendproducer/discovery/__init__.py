@@ -32,11 +32,11 @@ __all__ = [
 def dns(nameservers: str | Iterable[str] | None = None, *, port: int | None = None) -> Resolver:
     """Make a resolver that queries the domain name system. This function needs the extra ``dns``.
 
-    If a service name begins with a port and its protocol, such as ``"_kafka._tcp.example.org"``,
-    the resolver looks up SRV records (RFC 2782), which contain ports. The headless services of
-    Kubernetes and the DNS of Consul have SRV records. For any other name, the resolver looks up A
-    and AAAA records. These records do not contain a port, so ``port`` sets the port. The resolver
-    requests a truncated answer again over TCP. It has no cache.
+    If a service name begins with the name of a port and a protocol, such as
+    ``"_kafka._tcp.example.org"``, the resolver looks up SRV records (RFC 2782), which contain
+    ports. The headless services of Kubernetes and the DNS of Consul have SRV records. For any other
+    name, the resolver looks up A and AAAA records. These records do not contain a port, so ``port``
+    sets the port. The resolver requests a truncated answer again over TCP. It has no cache.
 
     Args:
         nameservers: addresses of name servers, such as ``"10.0.0.2"`` or ``"127.0.0.1:8600"``. If a

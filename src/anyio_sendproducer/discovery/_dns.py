@@ -95,9 +95,9 @@ class DnsResolver:
 
 
 def _services(answer: Any) -> list[Target]:
-    """The targets of SRV records, in the order of RFC 2782: the lowest priority first, and within a
-    priority the greatest weight. A record with the root as its target means that the service does
-    not exist."""
+    """The targets of SRV records: the lowest priority first, and within a priority the greatest
+    weight first. (RFC 2782 lets chance decide within a priority, by weight.) A record with the root
+    as its target means that the service does not exist."""
     ordered = sorted(answer, key=lambda one: (one.priority, -one.weight, one.target, one.port))
     return [
         Target(one.target.to_text(omit_final_dot=True), one.port)

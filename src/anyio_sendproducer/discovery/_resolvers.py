@@ -43,8 +43,8 @@ def static(
             :class:`Target`; or a mapping from service names to such answers.
 
     Raises:
-        SettingsError: a target is wrong, or there are no targets at all. In a mapping, the list of
-            a single name may be empty.
+        SettingsError: a target is wrong, or ``targets`` is empty. In a mapping, the answer to a
+            name may be empty.
     """
     if isinstance(targets, Mapping):
         named = cast("Mapping[str, Iterable[str | Target]]", targets)

@@ -57,8 +57,9 @@ class Lookup:
         protocol: the protocol of this port, such as ``"tcp"``.
 
     Raises:
-        SettingsError: the service has no name, only one of ``port_name`` and ``protocol`` is set,
-            or a name contains blanks, control characters or a password.
+        SettingsError: the service has no name, ``service_name`` contains the number of a port, only
+            one of ``port_name`` and ``protocol`` is set, or a name contains a blank, a control
+            character, ``@`` or ``://``.
     """
 
     service_name: str
@@ -83,8 +84,12 @@ class Lookup:
 
     @classmethod
     def parse(cls, text: str) -> Lookup:
-        """Parse a name. ``"_kafka._tcp.example.org"`` contains a port and its protocol; any other
-        text is the name of a service."""
+        """Parse a name. A text such as ``"_kafka._tcp.example.org"`` begins with the name of a port
+        and a protocol; any other text is the name of a service.
+
+        Raises:
+            SettingsError: as for :class:`Lookup`.
+        """
         found = _SERVICE.fullmatch(text) if isinstance(cast("object", text), str) else None
         if found is None:
             return cls(text)
@@ -130,7 +135,7 @@ class Target:
         """Parse ``"host"``, ``"host:port"``, ``"[::1]"`` or ``"[::1]:port"``.
 
         Raises:
-            SettingsError: the text has another form.
+            SettingsError: the text has another form, or the port is not from 1 to 65535.
         """
         found = address_in(text)
         if found is None:

@@ -61,7 +61,7 @@ def describe_cluster(
 ) -> ClusterDescription:
     """Connect, request a description of the cluster, and disconnect.
 
-    Blocks for about ``start_timeout`` at most.
+    Blocks for about twice ``start_timeout`` at most: to connect, and to get the answers after that.
 
     Args:
         chosen: the name of the driver whose client connects; None for the default.

@@ -34,7 +34,7 @@ __all__ = [
 
 #: The bytes that an answer may have. A client allocates them as soon as it has read the length, and
 #: by default accepts 100 MB. kafka-python's objects for an answer take up to 35 times as much
-#: memory. An answer to a producer has some KB. This limit is enough for the metadata of 80,000
+#: memory. An answer to a producer has a few KB. This limit is enough for the metadata of 80,000
 #: partitions, each with three replicas.
 RECEIVE_MAX: Final = 4 * 1024 * 1024
 
@@ -126,7 +126,7 @@ def check_agreement(config: Mapping[str, Any], settings: ProducerSettings) -> No
     """Check that a configuration does not contradict idempotence or transactions.
 
     Raises:
-        SettingsError: it does.
+        SettingsError: it does, or it has a transaction timeout without a ``transactional_id``.
     """
     transactional = settings.transactional_id is not None
     if config.get("enable_idempotence") is True or transactional:
@@ -143,10 +143,11 @@ def check_agreement(config: Mapping[str, Any], settings: ProducerSettings) -> No
 
 
 def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
-    """Check that the waits of a client end before a record's deadline.
+    """Check that the waits of a client end before a record's deadline, and before its transaction
+    times out.
 
     Raises:
-        SettingsError: the client would send, or retry, after the deadline.
+        SettingsError: the client would send, or retry, after that.
     """
     bound, name = settings.delivery_timeout * 1000, "delivery_timeout"
     transaction = config.get("transaction_timeout_ms", TRANSACTION_TIMEOUT_MS)
@@ -163,8 +164,8 @@ def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
 def answer_timeout_ms(bound_ms: float, limit: int) -> int:
     """Return the default of the timeout for a broker's answer, in milliseconds.
 
-    A firewall can drop an idle connection silently. After half of a record's time, there is another
-    half for a second attempt.
+    A firewall can drop an idle connection silently. If no answer has come after half of a record's
+    time, the other half is left for a second attempt.
 
     Args:
         bound_ms: the time that a record may take.

@@ -144,7 +144,9 @@ class Driver(Protocol):
         :meth:`close`.
 
         Raises:
-            ProducerStartError: no broker answered in time, or the client could not be created.
+            ProducerStartError: no broker answered in time, the client could not be created, or the
+                driver was closed.
+            ProducerFenced: another producer took over the ``transactional_id``.
             SettingsError: the client refused a setting.
         """
         ...
@@ -177,7 +179,8 @@ class Driver(Protocol):
         be repeated.
 
         The producer calls this and the next two methods only if the settings have a
-        ``transactional_id``.
+        ``transactional_id``. After another thread called :meth:`close`, each of the three may raise
+        :exc:`~anyio_sendproducer.ProducerClosed`.
 
         Raises:
             TransactionError: the transaction could not be begun.
@@ -319,7 +322,8 @@ class LingeringDriver(Driver, Protocol):
     once, when the driver is open."""
 
     def hurry(self, on: bool, /) -> None:  # noqa: FBT001
-        """Send the records for which the client lingers, and do not linger while ``on`` is True.
+        """If ``on`` is True, send the records for which the client lingers, and do not linger until
+        a call with False.
 
         The event loop calls this method: it must not block. ``on`` is False at first, and each call
         changes it.
@@ -337,8 +341,8 @@ class BrokerDescription:
     port: int
     version: str | None
     """The version of Kafka whose requests the broker accepts, such as "4.1". If this is the newest
-    version that the client knows, "or later" follows. None if the client does not report the
-    version."""
+    version that the client knows, "or later" follows. None if the version is unknown, for example
+    because the client does not report it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
