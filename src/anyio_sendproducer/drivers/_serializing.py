@@ -34,7 +34,8 @@ def bytes_of(
         Bytes, or None.
 
     Raises:
-        SerializationFailed: the serializer raised, or returned a value of another type.
+        SerializationFailed: the serializer raised, or returned something other than bytes, a
+            bytearray, a memoryview or None.
     """
     # None is not serialized: JSON's "null" instead of a tombstone would delete nothing.
     if serialize is None or data is None:
@@ -45,8 +46,8 @@ def bytes_of(
             return content
         if isinstance(content, (bytearray, memoryview)):
             return bytes(cast("bytearray", content))
-    # KeyboardInterrupt is raised on the main thread, and this is usually another. So SystemExit and
-    # the like come from the serializer, and only this record fails.
+    # Python raises KeyboardInterrupt on the main thread, and a serializer usually runs on another
+    # thread. So SystemExit and the like come from the serializer, and only this record fails.
     except BaseException as error:
         raise _failed(record, f"the {field}_serializer {raised_text(error)}") from error
     raise _failed(record, f"the {field}_serializer returned {type(content).__name__}, not bytes")
@@ -60,7 +61,8 @@ def check_headers(record: ProducerRecord[Any, Any], headers: Sequence[object]) -
     """Check the headers of a record, to which serializers may have added some.
 
     Raises:
-        SerializationFailed: a header is not a (str, bytes) tuple.
+        SerializationFailed: a header is not a (str, bytes) tuple, or its name cannot be encoded as
+            UTF-8.
     """
     if headers == [*record.headers]:  # none was added
         return

@@ -30,7 +30,7 @@ _new_tuple: Final[Callable[[Any, Any], RecordMetadata]] = cast("Any", tuple).__n
 
 
 class Reporter(Protocol):
-    """The part of a driver that runs use."""
+    """What this module needs of a driver."""
 
     #: Whether the driver chooses partitions; otherwise the client does.
     chooses: bool
@@ -75,10 +75,10 @@ class TopicPartitions:
 class PartitionRun:
     """Consecutive records for one partition, reported together.
 
-    The client completes the batches of a partition in order, so that all records of a run are done
-    when its last one is. If the client aborts, it completes batches in any order; each record that
-    is not done yet then gets its own callback. If the client chose the partition, a run is one
-    record.
+    An idempotent client completes the batches of a partition in order, so all records of a run are
+    done when its last one is. A client that is not idempotent, or that aborts, may complete batches
+    in any order; each record that is not done yet then gets its own callback. If the client chooses
+    the partition, a run has only one record.
     """
 
     __slots__ = ("_driver", "futures", "partition", "size", "submissions", "target", "topic")
@@ -157,8 +157,8 @@ class TopicBatch:
     Args:
         driver: gets the outcomes.
         topic: the topic's name.
-        partitions: the topic's partitions, or the error that refuses its records, or None if its
-            records are held.
+        partitions: the topic's partitions, or the error that explains why its records are refused,
+            or None if its records are held.
     """
 
     __slots__ = ("_driver", "_keyed", "keyless", "partitions", "topic")

@@ -1,6 +1,7 @@
-"""Makes kafka-python's configuration from a producer's settings, and checks it before it connects.
+"""Makes kafka-python's configuration from a producer's settings, and checks it before the client
+connects.
 
-The defaults of kafka-python are an argument.
+The defaults of kafka-python are an argument, so this module does not import ``kafka``.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ __all__ = ["CODECS", "client_config"]
 #: The package that kafka-python needs for each codec that Python's standard library lacks.
 CODECS: Final = {"lz4": "lz4", "snappy": "python-snappy", "zstd": "zstandard"}
 
-#: Our defaults. They were measured: with a round trip of 20 ms on one partition, batches of 256 KiB
-#: carry seven times as much as batches of 16 KiB, because idempotence sends one batch per partition
-#: at a time. Without a linger, the next batch gathers records while one is in flight. The client's
-#: metrics cost time. Like the Java client, it backs off for 1 s at most, not 30.
+#: Our defaults. Measured with a round trip of 20 ms on one partition: batches of 256 KiB carry
+#: seven times as much as batches of 16 KiB, because the idempotent client sends one batch per
+#: partition at a time. Without a linger, the next batch gathers records while one is in flight. The
+#: client's metrics cost time. Like the Java client, this client backs off for 1 s at most, not 30.
 _DEFAULTS: Final[dict[str, Any]] = {
     "batch_size": 256 * 1024,
     "linger_ms": 0,

@@ -97,7 +97,7 @@ def describe(settings: ProducerSettings, *, versions: bool) -> ClusterDescriptio
 def _version_of(admin: Any, broker: int, until: float = math.inf) -> str | None:
     """Return the version of Kafka whose requests a broker accepts.
 
-    Returns None if the broker cannot be asked, or not before ``until``.
+    Returns None if the broker cannot be asked, or if ``until`` has passed before it is asked.
     """
     if time.monotonic() >= until:
         return None

@@ -264,8 +264,10 @@ class KafkaPythonDriver:
         """Make the client, which connects.
 
         Raises:
-            SettingsError: the client or the producer_factory refused the settings.
-            ProducerStartError: the client did not connect.
+            SettingsError: the client or the producer_factory refused the settings, or the factory
+                did not return a KafkaProducer with this configuration.
+            ProducerStartError: the client did not connect, the producer_factory raised, or the
+                driver was closed.
         """
         addresses = listed(self._settings.addresses)
         start_timeout = f"{self._settings.start_timeout:g} s (start_timeout)"
@@ -326,12 +328,12 @@ class KafkaPythonDriver:
     def _connect(self, sink: Sink, deadline: float, **configs: Any) -> NetClient:
         """Make the network client and connect it, before the constructor of KafkaProducer does.
 
-        Nothing could stop the constructor for as long as ``bootstrap_timeout_ms`` says. It does not
-        connect a client that is already connected.
+        The constructor does not connect a client that is already connected. If the constructor
+        connected it, nothing could stop the attempt before ``bootstrap_timeout_ms`` has passed.
         """
         self._client = client = NetClient(**configs)
         cluster: Any = client.cluster
-        # 3.0.12 accepts these settings and does not pass them to the metadata, which use them.
+        # 3.0.12 accepts these settings, but does not pass them to ClusterMetadata, which uses them.
         for name in ("allow_auto_create_topics", "retry_backoff_ms"):
             cluster.config[name] = configs[name]
         self._metadata.attach(client, sink)
@@ -595,5 +597,8 @@ class KafkaPythonDriver:
 
 
 def _max_bytes(headers: Sequence[tuple[str, bytes]]) -> int:
-    """Return an upper bound of the bytes of headers. A character of a name has at most 4."""
+    """Return an upper bound for the size of headers in bytes.
+
+    In UTF-8, a character of a name has at most 4 bytes.
+    """
     return sum(4 * len(name) + len(content) + 16 for name, content in headers)

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 
-#: Kafka answers these for a batch that it did not write and will not write.
+#: Kafka answers with these for a batch that it did not write and will not write.
 REFUSALS: Final[tuple[type[Exception], ...]] = (
     kafka_errors.AuthorizationError,
     kafka_errors.CorruptRecordError,
@@ -84,7 +84,7 @@ OF_EVERYTHING: Final[tuple[type[Exception], ...]] = (
     kafka_errors.UnsupportedVersionError,
 )
 
-#: A broker answers these if another producer took over. The first can also mean that the
+#: A broker answers with these if another producer took over. The first can also mean that the
 #: transaction took too long; 3.0.12 finds out which if the brokers are 2.7 or later.
 FENCED: Final[tuple[type[Exception], ...]] = (
     kafka_errors.InvalidProducerEpochError,
@@ -116,7 +116,8 @@ class GivenUp(Exception):
 
     Args:
         message: why.
-        gone: the topic or the partition does not exist any more; otherwise the batch was too old.
+        gone: the topic or the partition does not exist any more, or this client may not use the
+            topic any more; otherwise the batch was too old.
         sent: the batch was sent, and may have been written.
     """
 
@@ -127,12 +128,16 @@ class GivenUp(Exception):
 
 
 def address_of(broker: Any) -> str:
-    """Return the address that a broker advertises. Its text may contain anything."""
+    """Return the address of a broker on one line: the host that a broker advertises may be any
+    text."""
     return f"{one_line(broker.host)}:{broker.port}"
 
 
 def client_words(error: Exception) -> str:
-    """Return the message of a client's error without the prefix that all of them have."""
+    """Return the message of a client's error on one line, without kafka-python's prefix.
+
+    For an error number of the operating system, return the text of that error.
+    """
     words = one_line(_BOILERPLATE.sub("", _text(error)))
     number = _ERROR_NUMBER.fullmatch(words)
     return words if number is None else os.strerror(int(number[1]))
@@ -150,12 +155,13 @@ def text_of(error: BaseException) -> str:
 
 
 def is_metadata_missing(error: BaseException) -> bool:
-    """Return whether ``send`` or ``partitions_for`` did not know the topic in ``max_block_ms``."""
+    """Return whether ``send`` or ``partitions_for`` raised this error because the client did not
+    get the topic's metadata within ``max_block_ms``."""
     return isinstance(error, kafka_errors.KafkaTimeoutError)
 
 
 def translated(cause: Exception, message: str) -> SendProducerError:
-    """Make an error of the package whose cause is an error of the client."""
+    """Make an error of this package, with the client's error as its cause."""
     error = SendProducerError(message)
     error.__cause__ = harmless(cause)
     return error
@@ -199,7 +205,7 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
     """Make the error of a record for which ``send()`` raised.
 
     If kafka-python's own checks raised, the record is not written. Otherwise it may be in the
-    client's buffer, also if a user's ``send`` raised.
+    client's buffer, because a user's ``send`` may raise after it called kafka-python's ``send``.
     """
     checked = _is_raised_by_kafka_python(cause)
     if checked and isinstance(
@@ -221,7 +227,7 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
 def _is_raised_by_kafka_python(error: BaseException) -> bool:
     """Return whether kafka-python's code raised an error, or called the code that did.
 
-    A user's subclass may raise anything when its record is sent.
+    The ``send`` of a user's subclass of KafkaProducer may raise anything itself.
     """
     traceback = error.__traceback__
     while traceback is not None:

@@ -59,7 +59,7 @@ class ExternalClientDriver:
         self.answered = config.get("acks") != 0
         self._key = serialize_with(settings.key_serializer)
         self._value = serialize_with(settings.value_serializer)
-        #: Whether an idempotent client can never send again.
+        #: Returns whether an idempotent client can never send again; None if nothing can tell.
         self._is_broken = find_broken_check(self._producer)
         self._hurry = find_hurry(self._producer)
         #: Whether the client lingers.
@@ -82,7 +82,8 @@ class ExternalClientDriver:
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Hand records over; see :meth:`anyio_sendproducer.drivers.Driver.submit`.
 
-        Once the driver is closed, it hands no record over, even if ``send`` was blocked until then.
+        Once the driver is closed, it hands no further record over, even if ``send`` was blocked
+        until then.
         """
         answer = Submitted()
         held: set[str] = set()

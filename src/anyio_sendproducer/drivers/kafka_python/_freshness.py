@@ -1,12 +1,12 @@
 """Decides whether metadata are new enough for the kafka-python driver.
 
 Metadata are up to five minutes old (``metadata_max_age_ms``). They lack a partition that was added
-meanwhile, so they cannot show that a record for it must be refused. Only metadata that were
+meanwhile, so old metadata cannot show that a partition does not exist. Only metadata that were
 requested after a question arose, or a moment before, answer the question.
 
 Time is an argument, in seconds of :func:`time.monotonic`. The submitting thread asks, and the
-client's thread brings answers. Each step is one operation on one entry. If an entry is removed too
-early, the next record asks the question again.
+client's thread brings answers. Each step is one operation on one entry of a dictionary. If an entry
+is removed too early, the next record asks the question again.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEPT_SECONDS: Final = 60.0
 
 
 class _Question:
-    """When a question about the metadata was first asked, and when it was repeated."""
+    """When a question about the metadata was first asked, and when it was last repeated."""
 
     __slots__ = ("began", "is_over", "repeated", "since")
 
@@ -51,7 +51,7 @@ class _Question:
 
 
 class MissingPartitions:
-    """Partitions of records that the metadata do not have.
+    """Partitions that records name, but that the metadata do not have.
 
     Args:
         patience: seconds after which a record for such a partition is refused.
@@ -96,7 +96,7 @@ class MissingPartitions:
 
         Args:
             topics: the topics in them.
-            find_partitions: finds the partitions of a topic; None if there is no such topic.
+            find_partitions: returns the partitions of a topic, or None if there is no such topic.
             now: the time.
             requested: when these metadata were requested.
         """

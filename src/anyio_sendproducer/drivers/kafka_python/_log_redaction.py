@@ -18,7 +18,7 @@ _FULL_OF_SECRETS: Final = re.compile(r"(Sasl|Produce)\w*(Request|Response)(_v\d+
 class RedactingFilter(OneLine):
     """Removes possible secrets and control characters from kafka-python's messages.
 
-    On the level DEBUG, 3.0.12 logs each request, and each byte that it sends and receives, with
+    At the level DEBUG, 3.0.12 logs each request, and each byte that it sends or receives, with
     passwords, tokens and records.
     """
 

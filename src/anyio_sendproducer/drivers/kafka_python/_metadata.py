@@ -1,8 +1,8 @@
 """The metadata of topics that the driver knows, waits for and requests.
 
-Two threads use it. The submitting thread (the driver thread, or the event loop's for a small batch)
-asks about topics. The client's thread brings answers. Each step is one operation on one entry of a
-dictionary, and each answer replaces ``topics`` as a whole.
+Two threads use a ``TopicMetadata`` at the same time. The submitting thread (the driver thread, or
+the event loop's for a small batch) asks about topics. The client's thread brings answers. Each step
+is one operation on one entry of a dictionary, and each answer replaces ``topics`` as a whole.
 """
 
 # kafka-python has no annotations. Values of unknown types are cast where they leave the module.
@@ -88,7 +88,7 @@ class TopicMetadata:
 
         Args:
             producer: a KafkaProducer.
-            has_batches: whether the producer has batches to send to a topic.
+            has_batches: returns whether the producer has batches to send to a topic.
         """
         self._has_batches = has_batches
         self._producer = producer
@@ -99,8 +99,8 @@ class TopicMetadata:
         """Look up a topic.
 
         Returns:
-            The partitions, or the error that refuses records for this topic, or None if the
-            metadata are missing and were requested.
+            The partitions, or the error that explains why records for this topic are refused, or
+            None if the metadata are missing and were requested.
         """
         known = self.topics.get(topic)
         if known is not None:
@@ -110,8 +110,8 @@ class TopicMetadata:
         # if a topic is awaited.
         self._await(topic)
         try:
-            # With max_block_ms=0 this never waits: it raises and requests the topic in the
-            # background if it is new.
+            # With max_block_ms=0 this never waits. If the topic is unknown, it raises; if the topic
+            # is also new to the client, the client requests it in the background.
             partitions = self._producer.partitions_for(topic)
         except kafka_errors.KafkaTimeoutError:
             return self._unknown(topic)
@@ -126,7 +126,7 @@ class TopicMetadata:
         return known
 
     def current_partitions(self, topic: str) -> frozenset[int] | None:
-        """Return a topic's partitions, by metadata that are new enough.
+        """Return a topic's partitions according to metadata that are new enough.
 
         Returns:
             The partitions, or None if metadata were requested.
@@ -153,7 +153,8 @@ class TopicMetadata:
             topic: of the record.
             partition: of the record.
             known: the partitions of the topic.
-            held: the missing partitions of earlier records of the same batch that are held.
+            held: the partitions for which earlier records of the same batch are held. If the record
+                is to be held, its partition is added.
 
         Returns:
             The reason; empty if the partition exists. None if the record is to be held: the
@@ -221,8 +222,8 @@ class TopicMetadata:
     def make_request(self, make_request: Callable[[], Any]) -> Any:
         """Make the client's next request for metadata. The client makes one request at a time.
 
-        3.0.12 never forgets a topic. It requests again 0.1 s after an answer that names an unknown
-        topic, so it would do so forever once a topic is deleted.
+        3.0.12 never forgets a topic. It requests metadata again 0.1 s after an answer that names an
+        unknown topic, so it would do so forever once a topic is deleted.
         """
         self._requesting_at = now = time.monotonic()
         for topic, needed_at in list(self.needed_at.items()):

@@ -74,8 +74,9 @@ class ClosingSocket(KafkaNetSocket):
     """A plain connection that closes its socket if it fails.
 
     3.0.12 leaves that to the garbage collector, so each attempt to reach a broker that is down
-    leaves an open descriptor. kafka-python chooses a class with SCHEMES by its setting
-    ``proxy_url``. ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket``
+    leaves an open descriptor. kafka-python uses this class if the scheme of its setting
+    ``proxy_url`` is in ``SCHEMES``.
+    ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket``
     notices a change.
     """
 
@@ -121,8 +122,8 @@ def _receive(transport: Any) -> tuple[bytes, Any]:
 def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
     """Send; if that fails, read the alert that the broker sent before it closed the connection.
 
-    With TLS 1.3 a client completes the handshake before the broker has checked its certificate. So
-    the alert can arrive while the client sends, and 3.0.12 does not read it then.
+    With TLS 1.3 a client completes the handshake before the broker has checked the client's
+    certificate. So the alert can arrive while the client sends, and 3.0.12 does not read it then.
     ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` notices a change.
     """
     sent, failure = send()
@@ -134,7 +135,7 @@ def _send(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any
 
 
 class _ScramLoginError(kafka_errors.SaslAuthenticationFailedError):
-    """The broker's part of a SCRAM login is wrong or too weak."""
+    """The broker's part of a SCRAM login is wrong, too weak or too expensive."""
 
 
 class _Connection(KafkaConnection):
@@ -176,7 +177,8 @@ class _Connection(KafkaConnection):
             raise _ScramLoginError(one_line(error)) from error
 
     async def _check_iterations(self, answer: Any) -> Any:
-        """Refuse a hash of the password that is easy to guess, or that takes long to make."""
+        """Refuse a number of iterations with which the password is easy to guess, or its hash takes
+        long to make."""
         response = await answer
         message: bytes = getattr(response, "auth_bytes", b"") or b""
         for part in message.decode().split(","):
@@ -201,7 +203,7 @@ _TLS_ALERTS: Final = tuple(f"length: {0x15030000 + minor * 256}" for minor in (1
 class ConnectionManager(KafkaConnectionManager):
     """Makes connections, and keeps the result of the last attempt to connect to each broker.
 
-    Each method says what it changes in 3.0.12.
+    Each method that changes 3.0.12 says what it changes.
     ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` and
     ``tests/broker/test_connecting.py::test_bare_while_it_connects_it_spins`` notice a change.
     """
@@ -210,10 +212,11 @@ class ConnectionManager(KafkaConnectionManager):
         super().__init__(net, **configs)
         #: Why the last attempt to connect to a broker failed.
         self.failures: dict[Any, Exception] = {}
-        #: The last error that ended a connection to each broker, also an established one.
+        #: The last error that ended a connection to each broker, even an established connection.
         self._ends: dict[Any, Exception] = {}
         self.transports: weakref.WeakSet[Any] = weakref.WeakSet()
-        # 3.0.12 has no setting for these. An attempt to connect may take as long as a request.
+        # KafkaProducer has no setting for these. An attempt to connect must not take longer than a
+        # request.
         config: dict[str, Any] = self.config
         for name in (
             "socket_connection_setup_timeout_ms",
@@ -239,7 +242,7 @@ class ConnectionManager(KafkaConnectionManager):
         """Bootstrap from the address that answers first.
 
         3.0.12 tries one address at a time, and waits up to 10 s for each. So this method connects
-        to all of them, and the attempt of 3.0.12 finds one of these connections.
+        to the addresses until one answers, and the attempt of 3.0.12 then finds this connection.
         """
         while len(self._addresses) > 1 and not self._answered:
             if self.closed or (deadline is not None and time.monotonic() >= deadline):
@@ -253,8 +256,8 @@ class ConnectionManager(KafkaConnectionManager):
             return None  # otherwise 3.0.12 logs an error for each client that is closed meanwhile
 
     async def _find_address(self) -> None:
-        """Connect to the addresses until one answers. Another attempt starts after a quarter of a
-        second, or as soon as one fails."""
+        """Connect to the addresses until one answers, or all have failed. Another attempt starts
+        after a quarter of a second, or as soon as one fails."""
         connecting: dict[Any, Any] = {}
         brokers = random.sample(self._addresses, len(self._addresses))
         while connecting or brokers:
@@ -288,7 +291,8 @@ class ConnectionManager(KafkaConnectionManager):
         self._bootstrap_wakeup.notify()
 
     def least_loaded_node(self) -> Any:
-        """Return a broker to ask; None, and bootstrap again, while no broker can be reached."""
+        """Return a broker to ask. If no known broker can be reached, bootstrap again; return None
+        during a bootstrap."""
         now = time.monotonic()
         if now >= self._next_bootstrap and self._is_lost():
             # 3.0.12 only tries the brokers that it knows. They may have other addresses now.
@@ -300,14 +304,18 @@ class ConnectionManager(KafkaConnectionManager):
         return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
 
     def _is_lost(self) -> bool:
-        """Return whether no known broker can be reached. A refused login reaches a broker."""
+        """Return whether no known broker can be reached. A broker that refuses a login can be
+        reached."""
         refused = kafka_errors.SaslAuthenticationFailedError
         return self.is_disconnected() and not any(
             isinstance(error, refused) for error in self.failures.values()
         )
 
     def _look_for_moved(self, cluster: Any) -> None:
-        """Reset the connection to each broker whose address has changed."""
+        """Let the next attempt to connect to a broker start at once if its address has changed.
+
+        An attempt to connect to the old address ends. An established connection stays.
+        """
         places = {broker.node_id: (broker.host, broker.port) for broker in cluster.brokers()}
         for node_id, place in places.items():
             if self._places.get(node_id, place) != place:
@@ -468,8 +476,8 @@ class ConnectionManager(KafkaConnectionManager):
 class NetClient(KafkaNetClient):
     """kafka-python's network client, which reports when its thread ends.
 
-    The producer's setting ``kafka_client`` is public. The sender thread closes its client last, so
-    ``close`` learns which thread to wait for; 3.0.12 has no other way to know it.
+    The producer's setting ``kafka_client`` is public. The sender thread closes its client before it
+    ends, so ``close`` learns which thread to wait for; 3.0.12 has no other way to know it.
     ``tests/broker/test_kafka_python_driver.py::test_the_clients_thread_closes_its_network_client``
     and ``tests/broker/test_connecting.py::test_bare_while_it_connects_it_spins`` notice a change.
     """
@@ -546,8 +554,9 @@ class NetClient(KafkaNetClient):
         address by then.
 
         Returns:
-            Whether there is a connection. After False the sender asks for the coordinator again. If
-            this raised, as in 3.0.12, the sender would lose its request.
+            Whether there is a connection. After False the sender asks for the coordinator again, or
+            chooses a broker again. If this raised, as in 3.0.12, the sender would lose its request
+            to a coordinator.
         """
         deadline = time.monotonic() + timeout_ms / 1000
         failures = self.manager.failures

@@ -23,8 +23,8 @@ class Outcomes:
     Args:
         sink: gets the report.
         refused: topics and partitions whose last produce request was refused.
-        is_broken: whether the client can send no more; None if it does not say.
-        is_closing: whether the driver was closed.
+        is_broken: returns whether the client can send no more; None if the client does not say.
+        is_closing: returns whether the driver was closed.
         transactions: of the client; None if it has none.
         is_idempotent: whether the client is idempotent.
         recovers: whether it recovers from errors of the sequence numbers.
@@ -79,7 +79,7 @@ class Outcomes:
         """Note the first record that fails when the client ends.
 
         If a partitioner of kafka-python chooses, the driver does not know the partition of a
-        record. Only the first record to fail is certain to be refused.
+        record. Only the first record that failed has certainly been refused.
         """
         if self._first_to_fail is None and self._ends_client(error):
             self._first_to_fail = submission
