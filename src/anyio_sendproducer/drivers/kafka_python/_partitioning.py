@@ -28,7 +28,10 @@ __all__ = [
 
 
 class NoPartition(Exception):
-    """The user's partitioner did not choose a partition. If it raised, its error is the cause."""
+    """The user's partitioner did not choose a partition that exists.
+
+    If it raised, its error is the cause.
+    """
 
 
 @contextlib.contextmanager
@@ -40,8 +43,9 @@ def _users_partitioner() -> Generator[None]:
 
 
 class UsersPartitioner(Partitioner):  # pyright: ignore[reportUntypedBaseClass]
-    """Calls the user's partitioner. If it raises, only that record fails.
+    """Calls the partitioner that the user has set as a property of kafka-python.
 
+    If it raises, or chooses a partition that does not exist, only the record in question fails.
     3.0.12 accepts any number from a partitioner, and never sends a record for a partition that does
     not exist.
     """
@@ -67,7 +71,7 @@ class UsersPartitioner(Partitioner):  # pyright: ignore[reportUntypedBaseClass]
         return number
 
     def on_new_batch(self, *args: Any) -> None:
-        """Report that a batch has begun; kafka-python's sticky partitioner needs this."""
+        """Report that a batch is about to begin; kafka-python's sticky partitioner needs this."""
         with _users_partitioner():
             getattr(self._chosen, "on_new_batch", lambda *_: None)(*args)  # pyright: ignore[reportUnknownLambdaType]
 

@@ -1,9 +1,9 @@
-"""Private parts of kafka-python's producer, used where its public API has no other way.
+"""Private parts of kafka-python's producer, used where its public API is not enough.
 
-All of it was read in 3.0.12. Each function and class that needs a private part says why, and which
-test notices a change of kafka-python. If a client differs from 3.0.12, the functions that begin
-with ``find_`` return None, and :func:`patch_isolate_rejections` changes nothing unless the client
-has transactions. ``_network`` has the private parts of connections.
+All of them were found in the source of 3.0.12. Each function and class that needs a private part
+says why, and which test notices a change of kafka-python. If a client differs from 3.0.12, the
+functions whose names begin with ``find_`` return None, and :func:`patch_isolate_rejections` changes
+nothing unless the client has transactions. ``_network`` has the private parts of connections.
 """
 
 # kafka-python has no annotations. Values of unknown types are cast where they leave the module.
@@ -41,7 +41,8 @@ __all__ = [
 #: The first parameters of ``RecordAccumulator.append`` in 3.0.12, in this order.
 _APPEND: Final = ("tp", "timestamp_ms", "key", "value", "headers")
 
-#: The attributes of ``TransactionManager`` that :func:`patch_isolate_rejections` needs.
+#: Attributes of ``TransactionManager``. If an idempotent client without transactions lacks one of
+#: them, :func:`patch_isolate_rejections` does not change it.
 _OF_THE_MANAGER: Final = (
     "ERROR_CLASS_RETRIABLE",
     "classify_batch_error",
@@ -55,10 +56,11 @@ Append = Callable[[Any, int, Any, Any, list[tuple[str, bytes]]], tuple[Any, bool
 
 
 class QuietProducer(KafkaProducer):
-    """A KafkaProducer whose name is a constant, and that never silences its module's logger.
+    """A KafkaProducer whose text is made only once, and that never silences its module's logger.
 
-    In 3.0.12 ``send`` formats the producer once or twice for each record, for debug messages that
-    are off. A producer that is collected as garbage silences the logger for the whole process.
+    In 3.0.12 ``send`` formats the producer once or twice for each record, for debug messages, even
+    if they are off. A producer that is collected as garbage silences the logger for the whole
+    process.
     ``tests/broker/test_traps.py::test_bare_collecting_one_producer_disables_the_logger``
     notices a change.
     """
@@ -120,8 +122,8 @@ def find_direct_append(producer: Any) -> Append | None:
 
     Returns:
         The function. None if the client has transactions, which must know each record's partition;
-        if ``send`` is not kafka-python's own, because a subclass or a tracing agent must see every
-        record; or if the client differs from 3.0.12.
+        if the ``send`` of its class is not kafka-python's own, because a subclass or a tracing
+        agent must see every record; or if the client differs from 3.0.12.
     """
     if producer.config["transactional_id"] is not None:
         return None
@@ -179,25 +181,28 @@ def _is_kafka_pythons(method: Any) -> bool:
 def patch_isolate_rejections(
     producer: Any, refused: set[tuple[str, int]]
 ) -> Callable[[], bool] | None:
-    """Let a record that a broker refuses fail alone, as with Kafka's Java client.
+    """Let a record that a broker refuses fail alone.
 
-    In 3.0.12 one refusal ends the whole idempotent client, because the broker never saw the
-    sequence numbers of the refused batch. The Java client takes these numbers back. That is safe
-    for a batch that was sent once, since only one batch per partition is in flight. If single
-    records of a batch are at fault, the patched client divides the batch, and sends the halves. It
-    goes on until each refused record is alone, as 3.0.12 does with a batch that is too large. There
-    is no public way to do either.
+    In 3.0.12 one refusal ends the whole idempotent client, because the broker has not stored the
+    sequence numbers of the refused batch. The patched client takes these numbers back, as Kafka's
+    Java client does. That is safe for a batch that was sent only once, since only one batch per
+    partition is in flight. If single records of a batch are at fault, the patched client divides
+    the batch, and sends the halves. It goes on until each refused record is alone, as 3.0.12 does
+    with a batch that is too large. There is no public way to do either.
     ``tests/broker/test_kafka_python_driver.py::test_a_refusal_still_ends_the_client`` notices a
     change.
+
+    With transactions, a refusal ends the transaction, and no batch is divided. The patched client
+    then only removes from ``refused`` the partition of a failed batch that was sent more than once.
 
     Args:
         producer: the client.
         refused: topics and partitions whose last produce request was refused.
 
     Returns:
-        A function that returns whether the client is broken for another reason. None if the client
-        is not idempotent: it then divides batches, and no refusal breaks it. Also None if the
-        client differs from 3.0.12; it is then not changed.
+        A function that returns whether the client is broken. None if the client is not idempotent:
+        the patched client then divides batches, and no refusal breaks it. Also None if the client
+        differs from 3.0.12; it is then not changed.
     """
     manager: Any = getattr(producer, "_transaction_manager", None)
     if producer.config["transactional_id"] is not None:
@@ -267,7 +272,7 @@ class Accumulator:
         self.sequences: Any = producer._transaction_manager
         self.find_ready: Callable[..., Any] = self._own.ready
         self.put_back: Callable[..., Any] = self._own.reenqueue
-        #: Frees the room of a batch.
+        #: Counts a batch as completed.
         self.deallocate: Callable[[Any], Any] = self._own.deallocate
 
     def replace(self, *, ready: Callable[..., Any], reenqueue: Callable[..., Any]) -> None:
@@ -289,10 +294,11 @@ class Accumulator:
 
 
 def patch_cache_metadata(cluster: Any) -> Callable[[], None]:
-    """Look the metadata of a topic up once for each answer of the brokers.
+    """Look up the metadata of a topic only once after each answer of the brokers.
 
-    3.0.12 makes three new sets of them in every ``send``, a twentieth of the cost of the call. The
-    replacements stand in for the public methods of this one object.
+    In every ``send``, 3.0.12 makes new sets of all topics and of the topic's partitions, which is a
+    twentieth of the cost of the call. This replaces two public methods of ``cluster``, and of no
+    other object.
 
     A topic that was not requested counts as unknown, even if a broker named it: some brokers answer
     the first request with all their topics. The client's next request is only for topics that were
@@ -348,7 +354,8 @@ def patch_request_promptly(
 
     3.0.12 first waits for ``retry_backoff_ms`` after the last answer, even if that answer was about
     other topics. If a topic is new while an answer is on its way, 3.0.12 also treats that answer as
-    one about the topic. The replacements stand in for the public methods of this one object.
+    one about the topic. This replaces the public method ``ttl`` of ``cluster``, and of no other
+    object.
     ``tests/broker/test_connecting.py::test_the_first_record_of_each_topic_waits_for_no_backoff``
     notices a change.
 
@@ -358,7 +365,8 @@ def patch_request_promptly(
         is_backing_off: whether the client waits because it found no broker to ask.
 
     Returns:
-        A function that makes the next request for metadata, and notes its topics.
+        A function that makes the next request for metadata, and notes its topics. The client must
+        call it in place of ``make_request``.
     """
     wait = cluster.ttl
     requested: set[str] = set()

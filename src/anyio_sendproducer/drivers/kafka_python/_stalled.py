@@ -1,18 +1,18 @@
 """Batches in kafka-python's accumulator whose partition has no reachable leader, or is gone.
 
 The private parts of the accumulator are in ``_patches.Accumulator``; this module does not import
-``kafka``. The behaviour was read in kafka-python 3.0.12 and tested against it.
+``kafka``. This was written from the source of kafka-python 3.0.12, and tested with it.
 
 As long as a partition has no leader, each pass of 3.0.12's sender requests metadata, and the answer
 wakes the sender up for the next pass. The sender does so even for a partition whose last record was
 acknowledged long ago. Batches for such a partition stay until ``delivery_timeout_ms``.
 
 A batch that was never sent has no sequence number yet, so it can leave the accumulator at any time.
-A batch that was sent once may have been written, and its sequence numbers are used up. Only another
-attempt with the same numbers can tell, and without it the next batch would look like a gap to the
-broker. So its records leave, and a copy of the batch stays, for which no caller waits. There is at
-most one such batch for each partition, because the idempotent client sends one batch per partition
-at a time.
+A batch that was already sent may have been written, and its sequence numbers are used up. Only
+another attempt with the same numbers can tell, and without it the next batch would look like a gap
+to the broker. So its records leave, and a copy of the batch stays, for which no caller waits. There
+is at most one such batch for each partition, because the idempotent client sends one batch per
+partition at a time.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def _append_nothing(*_: object, **__: object) -> None:
 
 
 class StalledPartitions:
-    """Ends the records of stalled partitions, on the client's thread.
+    """Fails records of stalled partitions, on the client's thread.
 
     Args:
         producer: a KafkaProducer. Two methods of its accumulator are replaced.
@@ -121,7 +121,7 @@ class StalledPartitions:
         self._accumulator.put_back(batch, now=now)
 
     def ready(self, cluster: Any, now: float) -> tuple[set[Any], float, bool]:
-        """Find the brokers that have batches to be sent, as ``RecordAccumulator.ready`` does.
+        """Find the brokers to which batches can be sent, as ``RecordAccumulator.ready`` does.
 
         Returns:
             The brokers; the seconds after which the sender is to look again; and False, because
@@ -137,7 +137,7 @@ class StalledPartitions:
         return nodes, delay, False
 
     def _recover(self) -> None:
-        """Forget earlier stalled partitions: there is none now."""
+        """Forget earlier stalled partitions: there are none now."""
         self._gone = {}
         self._pause = _FIRST_PAUSE
         self._next_request = 0.0

@@ -71,7 +71,7 @@ class Transactions:
         self._client = client
         self._closing = closing
         self._has_begun = False
-        #: Why a broker refused this producer's epoch, until the coordinator has answered after it.
+        #: Why a broker refused this producer's epoch. None again when the coordinator has answered.
         self._refused_epoch: Exception | None = None
 
     @property

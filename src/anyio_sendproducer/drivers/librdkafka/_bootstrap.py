@@ -1,9 +1,10 @@
 """Finds brokers that have moved, for a client with transactions.
 
-When librdkafka 2.16 has lost its last broker, it would connect to the bootstrap addresses again
-(``metadata.recovery.strategy=rebootstrap``). After that, a call that needs the coordinator may
-never end, and one of librdkafka's threads uses a whole core. So a client with transactions does not
-do that; the driver asks the bootstrap addresses instead, and has the client replaced.
+By default, when librdkafka 2.16 has lost its last broker, it connects to the bootstrap addresses
+again (``metadata.recovery.strategy=rebootstrap``). After that, a call that needs the coordinator
+may never end, and one of librdkafka's threads uses a whole core. So a client with transactions does
+not do that, unless the user sets it; the driver asks the bootstrap addresses instead, and has the
+client replaced.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def look_up(client: Any, topic: str, seconds: float) -> Any:
     """Request the metadata of the cluster and of one topic.
 
     confluent-kafka 2.16 raises SystemError and UnicodeDecodeError for answers that it cannot turn
-    into Python objects, and returns an answer that lacks the topic.
+    into Python objects, and returns an answer even if it lacks the topic.
 
     Raises:
         KafkaException: no answer came in time, or the answer is malformed.

@@ -1,8 +1,8 @@
-"""librdkafka's configuration, made from a producer's settings and checked before it connects.
+"""librdkafka's configuration, made from a producer's settings and checked before a client connects.
 
-The same properties work with both client libraries. So this module accepts the names of Kafka, of
-kafka-python and of librdkafka. If librdkafka gives Kafka's name another meaning, Kafka's meaning
-counts.
+A property that both client libraries support works with both under the same name. So this module
+accepts the names of Kafka, of kafka-python and of librdkafka. If librdkafka gives a name of Kafka
+another meaning, Kafka's meaning counts.
 """
 
 from __future__ import annotations
@@ -80,15 +80,17 @@ _INT_MAX: Final = 2**31 - 1
 def librdkafka_config(settings: ProducerSettings) -> LibrdkafkaConfig:
     """Make librdkafka's configuration from a producer's settings. Certificates are read here.
 
-    It has no callbacks and no logger; the driver adds them.
+    The configuration has no callbacks and no logger; the driver adds them.
 
     Args:
         settings: the producer's settings.
 
     Raises:
-        SettingsError: a property is unknown, managed by the producer, of a wrong type, not
-            available with librdkafka, or contradicts another; or the settings contain a client of
-            kafka-python.
+        SettingsError: a property is unknown, is managed by the producer, is not available with
+            librdkafka, has a wrong type or value, or contradicts another setting; a file that a
+            property names can't be used; the ``client_id`` or the ``transactional_id`` has
+            characters that librdkafka does not accept; or the settings contain a client of
+            kafka-python or a factory for one.
     """
     for field in ("producer", "producer_factory"):
         if getattr(settings, field) is not None:
@@ -191,8 +193,11 @@ def _text(given: str, value: Any) -> str:
 def _check_text(name: str, value: Any) -> None:
     """Check that librdkafka gets the whole text.
 
-    It would truncate a text at a NUL character, for example a transactional id, and it accepts only
-    UTF-8.
+    It would truncate a text, for example a transactional id, at a NUL character, and it accepts
+    only UTF-8.
+
+    Raises:
+        SettingsError: it would not get the whole text.
     """
     text = os.fsdecode(value) if isinstance(value, bytes) else value
     if isinstance(text, str) and "\0" in text:
@@ -216,11 +221,12 @@ def _decide_idempotence(config: dict[str, Any], settings: ProducerSettings) -> N
 
 
 def _keep_epoch(config: dict[str, Any], settings: ProducerSettings) -> None:
-    """Keep an idempotent librdkafka from taking a new epoch while answers are missing.
+    """Keep an idempotent client from taking a new epoch while answers are missing.
 
-    After a new epoch (rd_kafka_idemp_drain_epoch_bump in 2.16) it sends all unacknowledged records
-    again with new sequence numbers. A broker that wrote such a record before, and whose answer was
-    lost, cannot recognize the repetition. A transaction is aborted instead.
+    After a new epoch (rd_kafka_idemp_drain_epoch_bump in 2.16) librdkafka sends all unacknowledged
+    records again with new sequence numbers. A broker that wrote such a record before, and whose
+    answer was lost, cannot recognize the repetition. A client with transactions needs no change: it
+    does not send the records again, because the transaction is aborted.
     """
     if not config["enable.idempotence"] or settings.transactional_id is not None:
         return

@@ -1,8 +1,9 @@
 """A driver on librdkafka, by way of confluent-kafka's ``Producer``.
 
-``produce`` does not wait, so the event loop calls it. The loop also calls ``poll``, which runs the
-callbacks of deliveries on the thread that calls it. While there are few of them, the polling thread
-waits in ``poll`` instead (:mod:`._poll_thread`).
+``produce`` does not wait, so the event loop calls it, unless there are serializers or there is a
+partitioner. The loop also calls ``poll``, which runs the callbacks of deliveries on the thread that
+calls it. While there are few of them, the polling thread waits in ``poll`` instead
+(:mod:`._poll_thread`).
 
 The driver owns one object for each job, each in its own module. This module makes these objects,
 opens and closes the client, and passes each call of the protocol to the object whose job it is.
@@ -57,7 +58,7 @@ __all__ = ["ConfluentDriver"]
 
 #: The longest wait for one answer while the driver opens.
 _MAX_SLICE_SECONDS: Final = 1.0
-#: How long the answers to requests in flight may take when the client is broken.
+#: How long to wait at least for the answers to requests in flight when a broken client is closed.
 _IN_FLIGHT_SECONDS: Final = 1.0
 
 
@@ -122,6 +123,7 @@ class ConfluentDriver:
             SettingsError: librdkafka refuses the settings.
             LoginRefused: a broker refused the login.
             NotReached: no broker answered within ``start_timeout``.
+            ProducerFenced: another producer with this ``transactional_id`` started later.
             ProducerStartError: the client could not start for another reason.
         """
         deadline = time.monotonic() + self._settings.start_timeout
@@ -215,7 +217,7 @@ class ConfluentDriver:
                 handle.calling.release()
 
     def _finish(self, seconds: float) -> bool:
-        """Wait until the client has reported all of its records; after ``seconds``, purge them.
+        """Wait until the client has reported all of its records; after ``seconds``, purge the rest.
 
         Returns:
             Whether the client has no more records, and no thread polls it.

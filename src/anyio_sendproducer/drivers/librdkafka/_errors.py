@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 #: A broker refused the record, or librdkafka refused it without sending it. An earlier attempt to
-#: send the same record may have been written. librdkafka knows that, but confluent-kafka does not
-#: expose it.
+#: send the same record may have been written. librdkafka knows whether that is possible, but
+#: confluent-kafka does not expose it.
 REFUSALS: Final = frozenset(
     {
         KafkaError._INVALID_ARG,
@@ -71,13 +71,15 @@ UNKNOWN_TOPIC: Final = frozenset(
     }
 )
 
-#: The errors of records whose topic was deleted. The last two mean that a request was in flight.
+#: The errors of records whose topic was deleted. With the last two, a request may have been in
+#: flight.
 DELETED_TOPIC: Final = UNKNOWN_TOPIC | {KafkaError._DESTROY, KafkaError._DESTROY_BROKER}
 
 #: The client dropped the record, because the driver asked for it or because of another failure.
 PURGED: Final = frozenset({KafkaError._PURGE_INFLIGHT, KafkaError._PURGE_QUEUE})
 
-#: The brokers no longer accept this producer, because another producer took over.
+#: With a transactional id: the brokers no longer accept this producer, because another producer
+#: took over or the transaction took too long.
 FENCED: Final = frozenset(
     {KafkaError._FENCED, KafkaError.INVALID_PRODUCER_EPOCH, KafkaError.PRODUCER_FENCED}
 )
@@ -107,7 +109,8 @@ class LoginRefused(SendProducerError):
 
 
 class NotReached(Exception):
-    """No broker answered before the deadline. The message has the reason for each address."""
+    """No broker answered before the deadline. The message has the reasons, as far as they are
+    known."""
 
 
 def text_of(error: Any) -> str:

@@ -85,12 +85,13 @@ class Health:
         return [f"{address}: {reason}" for address, reason in reasons.items()]
 
     def note_connection(self) -> None:
-        """Note that a broker answers."""
+        """Note that a broker answers. An earlier failure is over."""
         self.failure = None
         self.is_disconnected = False
 
     def note_answer(self) -> None:
-        """Note that one broker answers. Another broker may still be unreachable."""
+        """Note that one broker answers. Another broker may still be unreachable, so a recent
+        failure is kept."""
         if time.monotonic() - self._failed_at >= _REPEATED_SECONDS:
             self.failure = None
         self.is_disconnected = False
@@ -103,7 +104,7 @@ class Health:
             self.give_up(transaction.fenced(error) if is_fenced else translated(error))
 
     def give_up(self, failure: SendProducerError) -> None:
-        """Report that the client is broken, once, and not while it is closed."""
+        """Report that the client is broken, once, and not after the driver began to close."""
         if not self.is_broken and not self._handle.closing.is_set():
             self.is_broken = True
             self.purge_reason = f"the client can't send any more: {failure}"

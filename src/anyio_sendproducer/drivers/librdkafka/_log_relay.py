@@ -41,8 +41,9 @@ class LogRelay:
     """The logger of one client. It logs each line on another thread.
 
     librdkafka logs from within ``poll``, which the event loop calls, and a handler may block. The
-    thread runs only while there are lines. A line that repeats an earlier line is counted and
-    dropped: while a broker is down, librdkafka logs it ten times a second for each address.
+    thread runs only while there are lines. A line that repeats a line of the last 30 s is counted
+    and dropped: while a broker is down, librdkafka logs the same failure ten times a second for
+    each address. Debug messages are not dropped.
 
     Args:
         monotonic: the clock.

@@ -42,7 +42,7 @@ _MISSING_SECONDS: Final = 60.0
 
 
 class TopicMetadata:
-    """The metadata that the driver requests itself, beside those that librdkafka requests.
+    """The metadata that the driver requests itself, in addition to those that librdkafka requests.
 
     Args:
         handle: the client.
@@ -80,7 +80,7 @@ class TopicMetadata:
         #: Requests the metadata of these topics as long as there are any. This attribute and both
         #: sets change under the handle's lock ``using``.
         self._refresher: threading.Thread | None = None
-        #: Set when another topic is wanted.
+        #: Set when another topic is wanted, or the driver is being closed.
         self._asked = threading.Event()
 
     def partition_count(self, topic: str) -> int | None:
@@ -110,8 +110,9 @@ class TopicMetadata:
     def partitions_of(self, topic: str) -> tuple[int, ...] | SendProducerError | None:
         """Return the partitions from which a partitioner may choose.
 
-        They are requested again after ``metadata.max.age.ms``, as librdkafka itself does. Until the
-        answer comes, the old ones are used.
+        They are requested again after ``topic.metadata.refresh.interval.ms`` (Kafka's
+        ``metadata.max.age.ms``), as librdkafka itself does. Until the answer comes, the old ones
+        are used.
 
         Returns:
             The partitions in ascending order, or the error that refuses records for the topic, or
@@ -205,7 +206,7 @@ class TopicMetadata:
         return is_decided
 
     def _decides_list(self, topic: str, found: Any) -> bool:
-        """Take in new metadata for records that wait for a partitioner.
+        """Take in new metadata for records whose partitioner needs the partitions.
 
         Returns:
             Whether they can be sent or refused now.
