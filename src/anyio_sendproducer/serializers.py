@@ -1,8 +1,8 @@
 """Serializers for ``key_serializer`` and ``value_serializer``.
 
 Any callable with one argument is a serializer; this module has the usual ones. The producer calls
-serializers on its own thread, never on the event loop's. It does not call them for None: a record
-without a key, or a tombstone.
+serializers on its own thread; only a threadless producer, such as a fake one, calls them on the
+event loop's. No producer calls them for None: a record without a key, or a tombstone.
 """
 
 from __future__ import annotations
@@ -26,8 +26,14 @@ __all__ = [
 
 
 class BytesSerializer:
-    """Accepts bytes, bytearray and memoryview. Setting it has the same effect as setting no
-    serializer, but makes the intention explicit."""
+    """Accepts bytes, bytearray and memoryview, as a producer without a serializer does, but makes
+    the intention explicit.
+
+    The driver thread copies a bytearray or memoryview, so do not change it before its record has
+    its outcome. A record with data of another type fails with a
+    :exc:`~anyio_sendproducer.SerializationFailed`. Without a serializer, the call that sends the
+    record copies or refuses the data at once.
+    """
 
     def __call__(self, data: bytes | bytearray | memoryview) -> bytes:
         """Return the data as bytes.
@@ -82,7 +88,7 @@ class JSONSerializer:
 
     Args:
         default: converts an object that JSON can't represent into one that it can, as in
-            :func:`json.dumps`. With None, such an object raises a TypeError.
+            :func:`json.dumps`. With None, such an object causes a TypeError.
         sort_keys: whether to sort the members of objects by name, so that equal objects have equal
             bytes. This is useful for keys.
 
@@ -122,8 +128,8 @@ class JSONSerializer:
 
 
 class SchemaRegistrySerializer:
-    """Adapts one of confluent-kafka's serializers for a schema registry. It needs the extra
-    ``schema-registry``.
+    """Adapts a serializer of confluent-kafka that uses a schema registry. This class needs the
+    extra ``schema-registry``.
 
     Args:
         serializer: confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` or
@@ -194,14 +200,14 @@ class TopicSerializer:
 
     Args:
         by_topic: a mapping from topic names to serializers. A serializer is a callable with one
-            argument, or an object with ``serialize(topic, headers, data)``. Later changes of the
+            argument, or an object with ``serialize(topic, headers, data)``. Later changes to the
             mapping have no effect.
         default: the serializer for every other topic. With None, a record for any other topic fails
             with a :exc:`~anyio_sendproducer.SerializationFailed`.
 
     Raises:
         SettingsError: ``by_topic`` is not a mapping with topic names as keys, or one of the
-            serializers can't be used. The message names the topic.
+            serializers can't be used. The message says which one.
     """
 
     def __init__(

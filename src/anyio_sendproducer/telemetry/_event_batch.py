@@ -12,13 +12,13 @@ __all__ = ["Bulk", "EventBatch"]
 
 
 class Bulk:
-    """Consecutive events of one kind. They are made of facts when they are read.
+    """Consecutive events of one kind. They are made from facts when they are read.
 
     Args:
         kind: the class of the events.
         facts: the facts, one for each event.
         fields: returns the values of the fields of each event.
-        make: makes an event of the values of its fields.
+        make: makes an event from the values of its fields.
     """
 
     __slots__ = ("_facts", "_fields", "_made", "_make", "kind")

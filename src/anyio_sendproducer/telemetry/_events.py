@@ -75,7 +75,7 @@ class Accepted:
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandedOver:
     """A record was passed to the client. If the metadata of its topic is missing, the client
-    returns the record, and the record is passed to the client again later."""
+    returns the record, and the record is passed to the client again later, with another event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -120,15 +120,15 @@ class Failed:
     error: DeliveryError
     """The error that the caller gets."""
     handed_over: bool
-    """Whether the client had the record."""
+    """Whether the client had the record when the record failed."""
     abandoned: bool
     """Whether the caller was cancelled while the client had the record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The caller of an accepted record was cancelled while the client did not have the record. The
-    record is never written. This is its last event."""
+    """The caller of an accepted record was cancelled, and the client did not have the record, or
+    returned it afterwards. The record is never written. This is its last event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -228,9 +228,9 @@ Event = (
 class Observer(Protocol):
     """An object that gets the events of a producer.
 
-    For each accepted record, an observer gets :class:`Accepted`, then :class:`HandedOver` if the
-    client received the record, and finally exactly one of :class:`Delivered`, :class:`Failed` and
-    :class:`Withdrawn`. The caller of the record may continue before the observer gets the last
+    For each accepted record, an observer gets :class:`Accepted`, then :class:`HandedOver` each time
+    the client receives the record, and finally exactly one of :class:`Delivered`, :class:`Failed`
+    and :class:`Withdrawn`. The caller of the record may continue before the observer gets the last
     event. For a record that was not accepted, the observer gets only :class:`Refused`. It gets all
     events before the producer's block has ended.
 
@@ -241,8 +241,8 @@ class Observer(Protocol):
 
     The producer calls an observer on the event loop's thread, so an observer must not block. Do
     slow work on another thread. If the observer raises an exception, the producer logs the error
-    under ``anyio_sendproducer.telemetry``, once a minute for each kind of error. The error has no
-    other effect.
+    under ``anyio_sendproducer.telemetry``, at most once a minute for each kind of error. The error
+    has no other effect. Only ``KeyboardInterrupt`` and ``SystemExit`` are raised again.
     """
 
     def observe(self, events: Sequence[Event], /) -> None:
@@ -276,6 +276,6 @@ class Injector(Observer, Protocol):
             given: the record.
 
         Returns:
-            Pairs of a str and bytes. The sequence may be empty.
+            Tuples of a str and bytes; none if there is nothing to add.
         """
         ...

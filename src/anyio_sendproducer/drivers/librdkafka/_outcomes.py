@@ -1,7 +1,7 @@
-"""The outcome of each record: where it was written, or why it failed and whether it may be written.
+"""The outcome of each record: where it is, or why it failed and whether it may have been written.
 
-The closure that :meth:`Outcomes.callback` returns runs once for each record, so it looks nothing up
-that it can keep.
+The closure that :meth:`Outcomes.callback` returns runs for each record, so it keeps in variables
+what it would otherwise look up each time.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ class Outcomes:
             by = "the broker" if code > 0 else "librdkafka"
             return self.refused(record, error, message.partition(), by=by)
         if code == KafkaError._INVALID_DIFFERENT_RECORD and self.is_sent_once(message):
-            # Do not send the record again: it would then come after later records.
+            # The driver itself does not send the record again: it would come after later records.
             return not_written(record, "another record of its batch was refused", error)
         cause: Exception = transaction.fenced(error) if is_fenced else translated(error)
         if code == KafkaError._MSG_TIMED_OUT:

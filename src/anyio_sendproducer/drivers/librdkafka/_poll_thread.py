@@ -1,10 +1,10 @@
 """The polling thread, which waits in the client while the event loop does not poll it.
 
-Whichever thread polls the client, the event loop's or this one, runs the callback of each outcome,
-and so does the work for it. The polling thread waits for outcomes only after the event loop asked
-it to watch. It reports a few outcomes by itself, and goes on watching, so that a record costs one
-wake-up of each thread. If there are more, it stops, and wakes the loop, which polls: this thread
-would only compete with the loop for the interpreter.
+Whichever thread polls the client, usually the event loop's or this one, runs the callback of each
+outcome, and so does the work for it. The polling thread waits for outcomes only after the event
+loop asked it to watch. It reports a few outcomes by itself, and goes on watching, so that a record
+costs one wake-up of each thread. If there are more, it stops, and wakes the loop, which polls: this
+thread would only compete with the loop for the interpreter.
 
 While it does not watch, it polls once a second for other events. It also flushes a client that must
 hurry.
@@ -58,7 +58,7 @@ class PollThread:
         self._health = health
         self._reports = reports
         self._bootstrap = bootstrap
-        #: Whether the client must not linger. The loop sets it, the thread reads it.
+        #: Whether the client must not linger. The loop sets it, and the thread reads it.
         self.hurries = False
         #: Wakes the thread.
         self.bell = threading.Event()
@@ -94,7 +94,10 @@ class PollThread:
         return not self._thread.is_alive()
 
     def watch(self) -> None:
-        """Report outcomes, or call the sink's ``ready``, until the event loop polls."""
+        """Make the thread report outcomes until the event loop polls, or no record is left.
+
+        If there are many outcomes, the thread calls the sink's ``ready`` instead, and stops.
+        """
         if not self._is_watching:
             self._is_watching = True
             self._reports.limit = WATCH_LIMIT
@@ -110,8 +113,8 @@ class PollThread:
     def _run(self) -> None:
         self._prepare()
         handle, health, reports = self._handle, self._health, self._reports
-        # Nothing ends a wait in the client early. If the thread may have to flush, it waits in
-        # short slices.
+        # No other thread can end a wait in the client. If this thread may have to flush, it waits
+        # in short slices.
         slice_ = _FLUSH_SECONDS if self.lingers else waits.SLICE_SECONDS
         while not handle.closing.is_set():
             if self._is_transactional and health.is_disconnected and not health.is_broken:

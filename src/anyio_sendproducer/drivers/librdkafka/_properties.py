@@ -37,8 +37,8 @@ class Number:
     fraction: bool = False
 
 
-#: The settings of librdkafka 2.16 for producers, each with its type: a number, one of several
-#: words, a text, or true and false. Settings without effect are left out.
+#: The settings of librdkafka 2.16 that a user may set, each with its type: a number, one of several
+#: words, a text, or true and false. Settings for security or without effect are left out.
 KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
     "acks": str,
     "allow.auto.create.topics": bool,
@@ -102,8 +102,8 @@ KINDS: Final[Mapping[str, Number | tuple[str, ...] | type[object]]] = {
 #: Other names of these settings: first those of Kafka and kafka-python, then librdkafka's aliases.
 ALIASES: Final[Mapping[str, str]] = {
     "max.request.size": "message.max.bytes",
-    # In librdkafka, metadata.max.age.ms is when metadata expire, which is three times the interval
-    # at which they are refreshed. In Kafka's clients it is that interval.
+    # In librdkafka, metadata.max.age.ms is the age at which metadata expire: three times the
+    # interval at which they are refreshed. In Kafka's clients it is that interval.
     "metadata.max.age.ms": "topic.metadata.refresh.interval.ms",
     "receive.buffer.bytes": "socket.receive.buffer.bytes",
     "send.buffer.bytes": "socket.send.buffer.bytes",

@@ -37,7 +37,7 @@ class Reports:
         self.pending: list[Any] = []
         #: The length of ``pending`` at which a callback stops a poll.
         self.limit: float = math.inf
-        #: The thread that ends a transaction. No callback may stop that call halfway.
+        #: The thread that ends a transaction, if any. No callback may stop its call halfway.
         self.ending_thread: int | None = None
         self._reporting = threading.Lock()
 
@@ -45,10 +45,11 @@ class Reports:
         """Let the client run its callbacks.
 
         Args:
-            seconds: how long to wait for the first callback.
+            seconds: how long to wait for the first callback, or, if ``flushes`` is True, until the
+                client has no more records.
             flushes: whether the client sends lingering records now.
         """
-        # No local variable may refer to the client, see ClientHandle.end().
+        # No local variable may refer to the client; see ClientHandle.end().
         if self._handle.client is None:
             return
         while True:

@@ -16,7 +16,7 @@ class ClientStatistics:
 
     def __init__(self) -> None:
         self._text = ""
-        #: The last text that was read, and its values.
+        #: The last text that was read, and its values, or those of the last text that was JSON.
         self._read: tuple[str, Mapping[str, Any]] = ("", {})
 
     def update(self, text: str) -> None:
@@ -24,7 +24,7 @@ class ClientStatistics:
         self._text = text
 
     def values(self) -> Mapping[str, Any]:
-        """Return the last statistics; empty if there are none yet."""
+        """Return the last statistics that can be parsed; empty if there are none yet."""
         text = self._text
         if text and text is not self._read[0]:
             try:

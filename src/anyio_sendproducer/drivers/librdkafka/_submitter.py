@@ -56,7 +56,7 @@ class Submitter:
         self._reports = reports
         self._metadata = metadata
         self._outcomes = outcomes
-        #: The client calls this for each record, with its submission.
+        #: Takes the client's report on each record, with the record's submission.
         self.delivered = outcomes.callback(reports, self._send_again, direct=self.direct)
 
     def submit(
@@ -66,7 +66,7 @@ class Submitter:
         failed: list[Any],
         failures: list[Outcome],
     ) -> None:
-        """Pass a batch to the client. If there are no hooks, the caller holds ``using``.
+        """Pass a batch to the client. If there are no hooks, the caller holds the lock ``using``.
 
         Args:
             batch: the submissions, in order.
@@ -102,7 +102,7 @@ class Submitter:
                     self._submit_one(submission, partition, answer)
             except DeliveryError as error:
                 failed.append(submission)
-                # This frame has a reference to the client.
+                # The traceback has this frame, which may have a reference to the client.
                 failures.append(error.with_traceback(None))
             except _PartitionsUnknown:
                 held_topics = {record.topic, *(held_topics or ())}
@@ -228,7 +228,8 @@ class Submitter:
     ) -> bool:
         """Submit a record again if librdkafka chose a partition that no longer exists.
 
-        The topic was deleted and created with fewer partitions, and the record is not written.
+        The topic was deleted and created again with fewer partitions, and the record is not
+        written.
 
         Returns:
             Whether the client took the record again.

@@ -16,7 +16,7 @@ from ._client import ClientHandle
 
 __all__ = ["ClientTokens", "TokenCallback"]
 
-#: A token, when it expires in seconds since 1970, the principal, and the SASL extensions.
+#: A token, its expiry in seconds since 1970, the principal, and the SASL extensions.
 ClientToken = tuple[str, float, str, dict[str, str]]
 TokenCallback = Callable[[str], ClientToken]
 

@@ -1,4 +1,4 @@
-"""Transactions: begin, send consumed offsets, commit and abort, each within a deadline."""
+"""Transactions: begin, send consumed offsets, commit and abort, each within a limited time."""
 
 from __future__ import annotations
 
@@ -67,14 +67,15 @@ class Transactions:
         self._reports = reports
 
     def start(self, deadline: float) -> None:
-        """End the transaction that an earlier producer of this id left open, and fence it.
+        """Fence an earlier producer of this id, and end the transaction that it left open.
 
         Args:
             deadline: in seconds of :func:`time.monotonic`.
 
         Raises:
             ProducerFenced: another producer of this id started later.
-            ProducerStartError: no coordinator allowed it in time, or the driver was closed.
+            ProducerStartError: a coordinator refused it, none allowed it in time, or the driver was
+                closed.
         """
         name = self._state.transactional_id
         while True:
@@ -105,6 +106,7 @@ class Transactions:
 
         Raises:
             TransactionError: see :meth:`anyio_sendproducer.drivers.Driver.begin_transaction`.
+            ProducerClosed: the driver is closed.
         """
         if self._state.is_open:
             return
@@ -122,7 +124,7 @@ class Transactions:
     def _wait_for_connection(self) -> None:
         """Wait while the client reaches no broker.
 
-        It may be given up for another client, and then a transaction begun on it is lost.
+        The client may be given up for another one, and then a transaction begun on it is lost.
         """
         handle, health = self._handle, self._health
         patience = Deadline(_DISCONNECTED_SECONDS)
@@ -140,6 +142,7 @@ class Transactions:
 
         Raises:
             TransactionError: see :meth:`anyio_sendproducer.drivers.Driver.send_offsets`.
+            ProducerClosed: the driver is closed.
         """
         what = f"the offsets of group {group.group_id!r} could not be sent"
         partitions = [
@@ -171,6 +174,7 @@ class Transactions:
 
         Raises:
             TransactionError: see :meth:`anyio_sendproducer.drivers.Driver.end_transaction`.
+            ProducerClosed: the driver is closed.
         """
         what = f"the transaction could not be {'committed' if commit else 'aborted'}"
 
@@ -236,7 +240,7 @@ class Transactions:
             what: what could not be done, for messages.
 
         Returns:
-            Whether there was an answer before the deadline.
+            Whether there was an answer in time.
 
         Raises:
             SendProducerError: the client failed, or the driver is closed.
@@ -267,6 +271,7 @@ class Transactions:
             _NoAnswerError: ``seconds`` have passed, the deadline has come, or the driver is closed.
                 The thread stays in the call until librdkafka ends it.
             TransactionError: the system can start no thread.
+            BaseException: the exception of the call.
         """
         patience = Deadline(seconds)
         ended = threading.Event()

@@ -11,5 +11,5 @@ __all__ = ["ANSWER_SECONDS", "FINISH_SECONDS", "SLICE_SECONDS"]
 SLICE_SECONDS: Final = 0.1
 #: The wait for the answer to one request for metadata.
 ANSWER_SECONDS: Final = 1.0
-#: The wait until the client has reported purged records, or until a thread has ended.
+#: The wait for what should end soon, such as reports of purged records, or a thread.
 FINISH_SECONDS: Final = 2.0

@@ -55,7 +55,8 @@ def credentials(name: str, text: str) -> tuple[tuple[str, ...], str, str]:
         text: such as ``...PlainLoginModule required username="me" password="a secret";``
 
     Raises:
-        SettingsError: the text cannot be read, or its login module is not supported.
+        SettingsError: the text cannot be parsed, its login module or one of its options is not
+            supported, or the user name or the password is missing.
     """
     tokens = _tokens(name, text)
     kind, module = next(tokens, ("end", ""))

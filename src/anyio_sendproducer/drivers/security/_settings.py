@@ -97,7 +97,7 @@ _PEM_ONLY: Final = f"only stores in PEM format are supported, without a password
 NO_TOKENS: Final = "set 'sasl_oauth_token_provider' to an object whose token() returns a token"
 _JAVA_CLASS: Final = "it names a class of Java"
 
-#: Kafka's names that are not supported, and what to do instead.
+#: Names that are not supported, and what to do instead.
 REFUSED: Final = {
     "ssl_truststore_password": _PEM_ONLY,
     "ssl_keystore_password": f"{_PEM_ONLY}. The password of a key is 'ssl.key.password'",
@@ -191,10 +191,11 @@ def parse_security(
 
     Args:
         properties: all properties of the user.
-        abilities: of the client library.
+        abilities: what the client library supports.
 
     Raises:
-        SettingsError: a value is wrong, contradicts another, or is not supported by this library.
+        SettingsError: a setting is wrong, missing or without effect, contradicts another, or is not
+            supported by this library.
     """
     given, others = _sorted(properties, abilities)
     _check_types(given)
@@ -302,8 +303,8 @@ class NoToken(Exception):
 class TokenSource:
     """Gets tokens for OAUTHBEARER from the user's object, and checks them.
 
-    kafka-python would send ``Bearer None``, and it would send a token with a line end unchanged. An
-    error that is not an ``Exception`` would end its thread, and a call that hangs would stop the
+    kafka-python would send ``Bearer None``, and would not refuse a token that contains a line end.
+    An error that is not an ``Exception`` would end its thread, and a call that hangs would stop the
     client. So a separate thread calls the object, in the context in which the driver was made.
 
     Args:

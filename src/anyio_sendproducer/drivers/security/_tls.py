@@ -1,6 +1,6 @@
-"""TLS: makes the context of all connections from settings and files, and explains failures.
+"""TLS: checks settings and files, makes the context of all connections, and explains failures.
 
-An error that would fail each connection, for example a wrong password of a key, is raised here
+An error that would make each connection fail, for example a wrong password of a key, is raised here
 once, before the first connection.
 """
 
@@ -44,7 +44,7 @@ CONVERT: Final = (
 )
 #: The meanings of settings that are paths of files.
 FILES: Final = ("ca", "chain", "key", "crl")
-#: The bytes that a file may have. All public certificate authorities take a fifth of it.
+#: The largest size of a file, in bytes. The certificates of all public authorities take a fifth.
 _LARGEST: Final = 1024 * 1024
 _VERSIONS: Final = {"TLSv1.2": ssl.TLSVersion.TLSv1_2, "TLSv1.3": ssl.TLSVersion.TLSv1_3}
 
@@ -89,6 +89,9 @@ class ReloadingSSLContext:
 
     If a file has changed, as the files of short-lived certificates do, the next connection uses a
     new context. If the new files cannot be used, the old context stays.
+
+    Raises:
+        SettingsError: a setting is wrong, or a file cannot be used.
     """
 
     def __init__(self, given: Given) -> None:
@@ -104,7 +107,7 @@ class ReloadingSSLContext:
         return self.context().wrap_socket(sock, **options)
 
     def context(self) -> ssl.SSLContext:
-        """Return the current context, a new one if a file has changed."""
+        """Return the current context, after making a new one if a file has changed."""
         stamps = self._look()
         if stamps != self._stamps:
             try:
@@ -268,7 +271,11 @@ def _openssl_name(name: str) -> str:
 
 
 def tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
-    """Return the lowest and the highest allowed version of TLS."""
+    """Return the lowest and the highest allowed version of TLS.
+
+    Raises:
+        SettingsError: a value is not allowed, or the two settings contradict each other.
+    """
     chosen = list(_VERSIONS)
     if "versions" in given:
         chosen = [one.strip() for one in str(given.get("versions")).split(",") if one.strip()]
@@ -288,12 +295,20 @@ def tls_versions(given: Given) -> tuple[ssl.TLSVersion, ssl.TLSVersion]:
 
 
 def verifies(given: Given) -> bool:
-    """Return whether the broker's certificate is verified."""
+    """Return whether the broker's certificate is verified.
+
+    Raises:
+        SettingsError: the setting is not a boolean.
+    """
     return "verify" not in given or truth(given, "verify")
 
 
 def checks_host_names(given: Given) -> bool:
-    """Return whether the broker's certificate must match its host name."""
+    """Return whether the broker's certificate must match its host name.
+
+    Raises:
+        SettingsError: the value of a setting is not allowed.
+    """
     if not verifies(given):
         return False
     if "host_names" not in given:
@@ -310,7 +325,7 @@ def _pem_file(given: Given, meaning: str) -> str:
     """Read a file in PEM format.
 
     Raises:
-        SettingsError: it cannot be read, or has another format.
+        SettingsError: it cannot be read, is too large, or has another format.
     """
     problem = ""
     content: bytes | None = b""
@@ -340,7 +355,8 @@ def _check_directory(given: Given, path: str) -> None:
     """Refuse a directory with a FIFO or a device among its certificates.
 
     OpenSSL opens the files of such a directory during a handshake, and would wait for the writer of
-    a FIFO. It looks for these names: the hash of a subject, a dot and a number.
+    a FIFO. It looks for these names: the hash of a subject, a dot and a number. If the file is a
+    revocation list, an ``r`` precedes the number.
 
     Raises:
         SettingsError: the directory has such an entry, or cannot be read.
@@ -357,7 +373,7 @@ def _check_directory(given: Given, path: str) -> None:
 
 
 def _read_regular(path: str) -> bytes | None:
-    """Return the content of a file. If it is too large, return one byte more than allowed.
+    """Return the content of a file, but at most one byte more than a file may have.
 
     Returns None for anything but a regular file: to open a FIFO would wait for its writer, and
     /dev/zero never ends.
@@ -379,7 +395,11 @@ _BLOCK: Final = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----(.*?)-----END \1-----",
 
 
 def pem_text(given: Given, meaning: str) -> str:
-    """Return a text in PEM format, divided into lines. In a properties file, it may be one line."""
+    """Return a text in PEM format, divided into lines. In a properties file, it may be on one line.
+
+    Raises:
+        SettingsError: the text is not in PEM format.
+    """
     blocks: list[str] = []
     for label, body in _BLOCK.findall(given.get(meaning)):
         if ":" in body:  # headers of an older kind of encryption, which need their lines
