@@ -42,8 +42,8 @@ def error_type(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's message. The message of a serializer's error is not used, because it may
-    contain the record."""
+    """Return an error's message, or the name of its class if it has no message. The message of a
+    serializer's error is not used, because it may contain the record."""
     if isinstance(error, SerializationFailed):
         cause = error.__cause__
         return f"the serializer failed with {type(cause).__name__}"

@@ -1,9 +1,9 @@
 """Tools to test code that sends records.
 
-There is a producer without a cluster, whose answers the test decides; factories for records,
-results and errors; a broker in its own process; and a cluster that answers with errors. Import
-:mod:`.strategies` (for Hypothesis) and :mod:`.pytest_plugin` (fixtures, which pytest finds by
-itself) separately, because they need packages that the others do not need.
+There is a producer without a cluster, for which the test decides the answers; factories for
+records, results and errors; a broker in its own process; and a cluster that answers with errors.
+Import :mod:`.strategies` (for Hypothesis) and :mod:`.pytest_plugin` (fixtures, which pytest finds
+by itself) separately, because they need packages that the others do not need.
 """
 
 from . import factories

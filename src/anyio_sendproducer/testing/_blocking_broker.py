@@ -1,4 +1,4 @@
-"""The embedded broker for code without an event loop, or with another one for each test.
+"""The embedded broker for code without an event loop, or with a new event loop for each test.
 
 A broker belongs to the event loop that started it, and a test's event loop ends with the test. Here
 the broker has its own event loop, on a thread. So one broker can serve tests on asyncio and on
@@ -23,7 +23,8 @@ class BlockingEmbeddedBroker:
     """A running broker. :func:`blocking_embedded_broker` creates it. ``str()`` returns the address
     of the broker.
 
-    Each method blocks for a few milliseconds at most. Any thread may call the methods.
+    Each method blocks for a few milliseconds at most. Any thread may call the methods. After the
+    ``with`` block, the methods and :attr:`running` raise :exc:`RuntimeError`.
     """
 
     _broker: EmbeddedBroker
@@ -80,7 +81,7 @@ class BlockingEmbeddedBroker:
         self._portal.call(self._broker.pause)
 
     def resume(self) -> None:
-        """Resume a paused process.
+        """Resume a paused process, as :meth:`EmbeddedBroker.resume` does.
 
         Raises:
             EmbeddedBrokerError: the broker has ended.

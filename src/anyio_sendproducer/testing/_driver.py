@@ -1,4 +1,4 @@
-"""A driver without a broker. Its gates hold it at each step until the test continues."""
+"""A driver without a broker. If a test shuts its gates, they hold it until the test opens them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ class Gate:
             self._open.wait()
 
     def wait_until_someone_waits(self, timeout: float = 10.0) -> None:
-        """Block the calling thread until another thread waits at the shut gate.
+        """Block the calling thread until another thread has reached the shut gate.
+
+        Each arrival of a thread ends one call. An arrival before the call counts, too, even if the
+        gate is open again.
 
         Args:
             timeout: seconds.
@@ -93,7 +96,7 @@ class FakeDriver:
         on_submit: a gate at the beginning of :meth:`submit`.
         on_close: a gate in :meth:`close`.
         on_end: a gate in :meth:`end_transaction`, and in :meth:`send_offsets`.
-        submitted: all records that were submitted, as they were sent, in order.
+        submitted: all records that the driver took, in order, before they were serialized.
         batches: how many records each call of :meth:`submit` got.
         opened: how many times the driver was opened.
         closed: the timeout of each call of :meth:`close`.
@@ -177,8 +180,8 @@ class FakeDriver:
     @property
     def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
         """For each transaction that has ended, ``"committed"`` or ``"aborted"``, and the records
-        that were submitted in the transaction. The records of both kinds of transactions are in
-        :attr:`written`."""
+        that were submitted in the transaction. The acknowledged records of both kinds of
+        transactions are in :attr:`written`."""
         return self._transactions.ended
 
     @transactions.setter
@@ -372,7 +375,7 @@ class FakeDriver:
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of records.
+            The number of records that were acknowledged or failed.
         """
         with self._lock:
             taken = self._take(count, topic, where)
@@ -399,7 +402,7 @@ class FakeDriver:
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of records.
+            The number of records that failed.
         """
         with self._lock:
             taken = self._take(count, topic, where)
@@ -407,7 +410,7 @@ class FakeDriver:
         return self._report(submissions, [error(submission.record) for submission in submissions])
 
     def learn(self, topic: str) -> None:
-        """Give metadata to a topic, so that the driver accepts its records."""
+        """Give metadata to a topic, so that the driver takes its records."""
         with self._lock:  # not in the middle of a batch, whose records must be treated alike
             self.unknown_topics.discard(topic)
         if self._sink is not None:

@@ -13,7 +13,7 @@ __all__ = ["FakeTopics", "FakeTransactions"]
 
 
 class FakeTopics:
-    """Topics of a number of partitions each, and the records in them.
+    """Topics that all have the same number of partitions, and the records in them.
 
     Attributes:
         partitions: how many partitions each topic has.

@@ -41,7 +41,7 @@ _ADDRESS = "fake.invalid:9092"
 #: cluster.
 _DEFAULTS = ProducerSettings(bootstrap_servers=_ADDRESS, close_timeout=1.0, cancel_timeout=1.0)
 
-#: Seconds to wait for a step of the producer.
+#: Seconds to wait for a reaction of the producer.
 _PATIENCE = 10.0
 
 
@@ -50,9 +50,9 @@ class FakeProducer:
 
     Attributes:
         producer: the :class:`~anyio_sendproducer.SendProducer`, for the code under test.
-        answer: decides which records fail. It is a callable or a :class:`FailWhen`, and is called
-            before each record is acknowledged, also by :meth:`acknowledge`. With None, no record
-            fails.
+        answer: decides which records fail. It is an :data:`AnswerRule`, such as a
+            :class:`FailWhen`, and is called before each record is acknowledged, also by
+            :meth:`acknowledge`. None stands for a rule that fails no record.
     """
 
     producer: SendProducer
@@ -86,9 +86,10 @@ class FakeProducer:
 
     @property
     def sent(self) -> list[ProducerRecord[Any, Any]]:
-        """The records that the client received, as they were sent, in order and with any outcome.
+        """The records that the client received, in order and with any outcome, before they were
+        serialized.
 
-        A record that was just enqueued arrives a moment later, so use :meth:`wait_until_sent`.
+        A record that was just enqueued may arrive a moment later, so use :meth:`wait_until_sent`.
         """
         return [*self._driver.submitted]
 
@@ -110,7 +111,7 @@ class FakeProducer:
     @property
     def transactions(self) -> list[tuple[str, list[ProducerRecord[Any, Any]]]]:
         """For each transaction that has ended, ``"committed"`` or ``"aborted"``, and its records.
-        The records of both kinds of transactions are in :attr:`written`."""
+        The acknowledged records of both kinds of transactions are in :attr:`written`."""
         return [*self._driver.transactions]
 
     @property
@@ -186,7 +187,7 @@ class FakeProducer:
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of these records. Right after a call of ``enqueue_nowait``, the client does
+            The number of these records. Right after a call of ``enqueue_nowait``, the client may
             not have the record yet, so await :meth:`wait_until_sent` first. A task that awaits one
             of the records continues when it is scheduled next.
         """
@@ -345,6 +346,7 @@ async def fake_producer(
     Raises:
         BaseException: the ``start_error``.
         UndeliveredRecords: the block ended without an error, but nobody awaited a failed record.
+        ProducerMisused: a different task left the block than the one that entered it.
 
     Cancellation releases all resources.
     """
