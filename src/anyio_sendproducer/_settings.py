@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["ProducerSettings", "SettingsFields", "settings_for"]
 
 
-#: Properties whose values ``repr`` shows; it hides all others. Alpakka Kafka's
-#: ``ProducerSettings.toString`` does the same with a list of its own.
+#: Properties whose values ``repr`` shows; it hides all others.
 _SHOWN_PROPERTIES: Final = frozenset(
     {
         "acks",
@@ -127,7 +126,7 @@ class SettingsFields(TypedDict, total=False):
 class ProducerSettings:
     """The settings of one producer. Instances are frozen, and every argument is keyword-only.
 
-    Settings that also exist in Alpakka Kafka (``akka.kafka.producer``) have the same names and
+    Most settings that also exist in Alpakka Kafka (``akka.kafka.producer``) have the same names and
     defaults. A duration is a number of seconds or a ``datetime.timedelta``, and the field contains
     seconds. A number of more than one hour issues a :class:`SettingsWarning`, because it may be a
     number of milliseconds. A ``timedelta`` does not issue this warning.
@@ -139,17 +138,18 @@ class ProducerSettings:
         client_id: the name of this client in the brokers' logs and quotas.
         key_serializer: converts each key to bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
-            driver thread, never on the event loop's thread, and is not called for a key that is
-            None. The producer does not close it. With None, the keys must be bytes.
+            driver thread, never on the event loop's thread (except with ``fake_producer``), and is
+            not called for a key that is None. The producer does not close it. With None, the keys
+            must be bytes.
         value_serializer: converts each value to bytes, like ``key_serializer``. If it returns None,
             the record is a tombstone.
         partitioner: chooses the partition of each record that names no partition. It is a callable
             of three arguments: the topic, the serialized key or None, and the numbers of the
             topic's partitions in ascending order. It returns one of these numbers. It runs on the
-            driver thread, never on the event loop's thread. If it raises an exception, or returns
-            anything else, only this record fails, with a :exc:`RecordRejected`. It is called again
-            if a record is submitted again. With None, the client chooses the partition as Kafka's
-            Java client does.
+            driver thread, never on the event loop's thread (except with ``fake_producer``). If it
+            raises an exception, or returns anything else, only this record fails, with a
+            :exc:`RecordRejected`. It is called again if a record is submitted again. With None, the
+            client chooses the partition as Kafka's Java client does.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
@@ -157,8 +157,8 @@ class ProducerSettings:
             reported.
         max_buffered_bytes: the largest total size of the keys, values and headers of these records,
             in bytes.
-        delivery_timeout: the time from the call of ``send`` to the record's outcome. It includes
-            the wait for room.
+        delivery_timeout: the longest time from the call of ``send`` to the record's outcome. It
+            includes the wait for room.
         unknown_topic_timeout: how long to wait for an unknown topic to appear. After that, records
             for the topic are rejected.
         start_timeout: the longest time to wait for the first answer of a broker.
@@ -182,14 +182,19 @@ class ProducerSettings:
             for example with secrets from a vault. It is called before the look-up, and
             ``start_timeout`` includes its time. It is called again for each client that replaces a
             broken client. From the results of these later calls, the producer uses only
-            ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties``. With
-            ``wait_for_cluster=False``, this also applies to the first call.
+            ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties``, and
+            ``resolve_timeout`` for the look-up. With ``wait_for_cluster=False``, this also applies
+            to the first call, but the look-up then also uses the ``discovery_method`` of its
+            result.
         producer: an existing ``KafkaProducer`` of kafka-python to send with; see
             :meth:`with_producer`.
         producer_factory: a callable that constructs the client. It gets kafka-python's whole
             configuration as a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
-            subclass. It is called on the driver thread, also for each client that replaces a broken
-            client. If it raises an exception, the start fails with a :exc:`ProducerStartError`.
+            subclass. It is called on a separate thread, for which the driver thread waits. It is
+            called again for each client that replaces a broken client. If it raises an exception,
+            the start fails: with a :exc:`SettingsError` for the exceptions with which kafka-python
+            refuses settings (``KafkaConfigurationError``, AssertionError, TypeError and
+            ValueError), otherwise with a :exc:`ProducerStartError`.
         wait_for_cluster: whether the start waits until a broker has answered, and raises
             :class:`ProducerStartError` if none does. With False, the block begins at once, and the
             client tries to connect in the background until it succeeds. Until then, records wait
@@ -364,7 +369,7 @@ class ProducerSettings:
 
         Raises:
             SettingsError: a value is wrong, or a name is unknown. For an unknown name, the message
-                suggests the closest known name.
+                suggests the closest known name, if one is similar.
         """
         return cls(**from_mapping(mapping, _defaults()))
 
@@ -375,8 +380,9 @@ class ProducerSettings:
         """Read settings with the names of Kafka's Java client, such as ``bootstrap.servers``.
 
         ``bootstrap.servers``, ``client.id``, ``transactional.id``, ``delivery.timeout.ms``,
-        ``buffer.memory`` and the serializers become fields. All other settings become
-        ``properties``. Only Java's serializers of bytes and strings have a counterpart.
+        ``buffer.memory``, the serializers and a ``partitioner`` that is a callable become fields.
+        All other settings become ``properties``. Only Java's serializers of bytes and strings have
+        a counterpart.
 
         Args:
             source: the path of a ``.properties`` file, which is read as Kafka's Java clients read
@@ -566,6 +572,10 @@ class ProducerSettings:
             producer: a ``KafkaProducer`` of kafka-python, which other code may use at the same
                 time. The client's own settings apply, so the copy has no ``bootstrap_servers`` and
                 no ``service_name``.
+
+        Raises:
+            SettingsError: the object is not a ``KafkaProducer``, or these settings have
+                ``properties``, ``enrich``, a ``producer_factory`` or a ``transactional_id``.
 
         If the producer must close the client, set ``close_producer_on_exit`` in the copy. If the
         client breaks, the producer also breaks, because it cannot construct a new client.

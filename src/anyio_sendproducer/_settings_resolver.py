@@ -32,7 +32,7 @@ MOST_TARGETS: Final = 100
 #: The shortest ``start_timeout`` that is left for the first client; seconds.
 _LEAST: Final = 0.001
 
-#: Seconds between two look-ups in the background, until one succeeds.
+#: Seconds between two attempts in the background to complete the settings, until one succeeds.
 _REPEAT_SECONDS: Final = 1.0
 
 
@@ -80,8 +80,8 @@ class SettingsResolver:
         Raises:
             DiscoveryError: the service was not found.
             ProducerStartError: ``enrich`` and the look-up did not finish within ``start_timeout``.
-            SettingsError: no address is known after ``enrich`` and the look-up, or ``enrich``
-                returned no settings.
+            SettingsError: ``enrich`` is not async, it returned no ``ProducerSettings``, or its
+                settings have neither addresses nor a ``service_name``.
             Exception: an exception of ``enrich``.
 
         Cancellation leaves nothing behind.

@@ -63,7 +63,7 @@ _KUBERNETES: Final = re.compile(
     r"(?:.+_)?(?:service_(?:host|port.*)|port|port_\d+_(?:tcp|udp|sctp).*)"
 )
 
-#: Java's serializers that need no code here, with the serializer to use.
+#: Java's serializers that have a counterpart here, each with the serializer to use; None for none.
 _JAVA_SERIALIZERS: Final[Mapping[str, Callable[[Any], bytes] | None]] = {
     f"org.apache.kafka.common.serialization.{name}Serializer": serializer
     for name, serializer in (
@@ -200,7 +200,7 @@ def _add_kafka(arguments: _Arguments, given: str, name: str, value: Any) -> None
     Args:
         arguments: where to add it.
         given: the name that the user wrote, for errors.
-        name: the same, without dashes.
+        name: the same; :func:`from_mapping` has replaced its dashes by underscores.
         value: its value; a number may be a str.
     """
     canonical = canonical_name(name)
@@ -276,7 +276,7 @@ def unknown(
 
     Args:
         given: the name as the user wrote it.
-        name: the name as the name of a field, with underscores.
+        name: the same in the spelling of a field's name, with underscores.
         fields: the names of the fields.
         spell: spells the name of a field in the way that the user writes names.
         spell_property: the same for a property of the client; None: ``properties={...}``.
@@ -319,8 +319,9 @@ def read_text(path: str | os.PathLike[str]) -> str:
     """Read a settings file in UTF-8, without a byte order mark.
 
     Raises:
-        SettingsError: the file cannot be read, is not UTF-8, or has more than 1 MiB. The error has
-            no ``__cause__``, because a UnicodeDecodeError contains the file.
+        SettingsError: the file cannot be read, is not UTF-8, or has more than 1 MiB. If it is not
+            UTF-8, the error has no ``__cause__``, because a UnicodeDecodeError contains the file's
+            content.
     """
     content = _read(os.fspath(path))
     with contextlib.suppress(UnicodeDecodeError):
@@ -379,9 +380,9 @@ def from_environment(
         fields: as for :func:`from_mapping`.
 
     Raises:
-        SettingsError: a variable is not a setting. Variables that Kubernetes sets are ignored, and
-            with the prefix ``KAFKA``, which other programs use too, every variable that does not
-            resemble a setting.
+        SettingsError: a variable is not a setting, or its value is wrong. Variables that Kubernetes
+            sets are ignored. Other programs also use the prefix ``KAFKA``, so with this prefix
+            every variable that does not resemble a setting is ignored, too.
     """
     if not isinstance(cast("object", prefix), str) or not prefix.strip("_"):
         raise SettingsError(

@@ -1,8 +1,9 @@
 """How errors and logs show values from outside: short, on one line, and with few secrets.
 
-A value in the wrong place may be a password or a key. So an error shows only numbers, short plain
-texts, and names that look like names of settings. For other values it shows only the type. So a
-password is shown only if it is short and plain, and in the place of another setting.
+A value in the wrong place may be a password or a key. So an error about a setting shows numbers,
+short plain texts, names that look like names of settings, and addresses and service names without
+an ``@``. For most other values it shows only the type. A password is shown only in the place of
+another setting, if it is short and plain or if an address or a name belongs there.
 
 A text from outside may contain control characters, which could forge a line of a log or control a
 terminal. Three places escape them: the errors of this package do it in their messages; a driver
@@ -68,7 +69,8 @@ def one_line(text: object, limit: int = 300) -> str:
 def harmless(error: E) -> E:
     """Escape control characters in a client's error, and in its causes and arguments.
 
-    The errors are changed in place, because logs and tracebacks show them, too.
+    Long texts are cut off. The errors are changed in place, because logs and tracebacks show them,
+    too.
 
     Returns:
         The same error.

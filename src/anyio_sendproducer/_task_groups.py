@@ -54,7 +54,7 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
 def raise_first(failures: list[Exception]) -> None:
     """Raise the first of the errors that the tasks of a group have put into a list, if any.
 
-    The list is emptied: the traceback of the error refers to the frame that has it.
+    The list is emptied, because the error's traceback refers to a frame that refers to the list.
     """
     if failures:
         try:

@@ -1,8 +1,8 @@
 """Transactions: when one begins, what it accepts, and whether it is committed or aborted.
 
-A transaction ends with its block. It is committed if the block ended without an exception and every
-record was delivered; otherwise it is aborted. This module makes that decision. The driver makes the
-requests to the brokers.
+A transaction ends with its block. It is committed if the block ended without an exception, every
+record was delivered, and every call of :meth:`Transaction.send_offsets` succeeded; otherwise it is
+aborted. This module makes that decision. The driver makes the requests to the brokers.
 """
 
 # A transaction and its producer share private state by design.
@@ -218,11 +218,11 @@ class Transaction(Sender, NoPublicConstructor):
 
         Raises:
             TransactionAborted: the brokers refused the offsets, for example because the group has a
-                new generation. The transaction can then only be aborted, which happens at the end
-                of its block.
+                new generation; or the client was given up. The transaction can then only be
+                aborted, which happens at the end of its block.
             ProducerFenced: another producer uses this ``transactional_id`` now.
-            TransactionError: there was no answer within ``delivery_timeout``, or the transaction
-                has ended.
+            TransactionError: the offsets could not be sent, for example because there was no answer
+                within ``delivery_timeout``; or the transaction has ended.
             TypeError: ``offsets`` is not a mapping, or ``group_metadata`` has another type.
             ValueError: a key of ``offsets`` is not a topic with a partition, an offset is not an
                 int of 0 or more, or the bytes are not group metadata.
@@ -318,7 +318,7 @@ class Transaction(Sender, NoPublicConstructor):
 
     async def _finish(self) -> None:
         """End the transaction after its block ended without an exception: commit it if every
-        record was delivered, otherwise abort it."""
+        record was delivered and all offsets were sent, otherwise abort it."""
         engine = self._engine
         if self._aborted is None:
             self._status.state = TransactionState.ENDING
@@ -435,7 +435,7 @@ class Transaction(Sender, NoPublicConstructor):
                 await engine.wait_until_settled(include_waiting=True)
 
     def _bound_for(self, seconds: float) -> CancelScope:
-        """Make a scope for a call of the driver that has a deadline in ``seconds``. The driver
+        """Make a scope for a call of the driver whose deadline is ``seconds`` from now. The driver
         enforces that deadline itself, so the scope ends only a call that hangs in the client."""
         return CancelScope(deadline=self._loop.now() + seconds + _HANG_SECONDS)
 
