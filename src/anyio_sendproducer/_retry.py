@@ -26,7 +26,7 @@ from ._exceptions import (
 )
 from ._producer import SendProducer
 from ._records import ProducerRecord, RecordMetadata
-from ._validation import check_count
+from ._validation import check_count, check_is_record
 from .telemetry._logging import error_type
 
 __all__ = ["dead_letter_record", "send_with_retry"]
@@ -124,6 +124,7 @@ async def send_with_retry(
     """
     if not isinstance(cast("object", producer), SendProducer):
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
+    check_is_record(record)
     check_count("attempts", attempts)
     pause = seconds_of("backoff", backoff, zero=True)
     longest = seconds_of("max_backoff", max_backoff, zero=True)

@@ -278,6 +278,7 @@ class Sender:
             parts = multi_result_parts(records, outcomes, envelope.pass_through)
             return MultiResult(parts, envelope.pass_through)
         if isinstance(cast("object", envelope), PassThroughMessage):
+            self._deadline(timeout)  # only to check it
             await anyio.lowlevel.checkpoint()
             return PassThroughResult(envelope.pass_through)
         raise not_an_envelope(envelope)

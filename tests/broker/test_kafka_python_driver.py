@@ -337,6 +337,13 @@ def test_a_wrapped_send_is_called_for_each_record(
     assert traced == [TWELVE] * 2
 
 
+def test_a_send_that_was_set_on_the_client_is_called_for_each_record() -> None:
+    producer = like_a_producer(kafka_accumulator.RecordAccumulator())
+    assert _patches.find_direct_append(producer) is not None
+    producer.send = lambda *_, **__: None
+    assert _patches.find_direct_append(producer) is None
+
+
 def test_a_transactional_client_has_no_direct_append() -> None:
     accumulator = kafka_accumulator.RecordAccumulator()
     assert _patches.find_direct_append(like_a_producer(accumulator, "id")) is None

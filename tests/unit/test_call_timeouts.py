@@ -245,9 +245,11 @@ async def test_a_timeout_that_may_be_in_milliseconds_causes_a_warning() -> None:
     assert caught[0].filename == __file__
 
 
-async def test_a_pass_through_message_accepts_a_timeout() -> None:
+async def test_the_timeout_of_a_pass_through_message_is_checked() -> None:
     async with open_send_producer(SETTINGS, driver=FakeDriver()) as producer:
         assert (await producer.send_envelope(PassThroughMessage(7), timeout=1)).pass_through == 7
+        with pytest.raises(SettingsError, match="timeout must be"):
+            await producer.send_envelope(PassThroughMessage(7), timeout=-1)
 
 
 # --- send() with the fields of a record ----------------------------------------------------------

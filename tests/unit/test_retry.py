@@ -316,6 +316,8 @@ async def test_wrong_arguments(settings: ProducerSettings, fake: FakeDriver) -> 
             wrong: dict[str, Any] = {name: value}
             with raising(SettingsError, match=name):
                 await send_with_retry(producer, record(), **wrong)
+        with raising(TypeError, match="expected a ProducerRecord, not str"):
+            await send_with_retry(producer, cast("Any", "orders"))
         async with producer.transaction() as tx:
             with raising(TypeError, match="must be a SendProducer, not Transaction"):
                 await send_with_retry(cast("SendProducer", tx), record())

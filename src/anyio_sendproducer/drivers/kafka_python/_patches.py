@@ -47,6 +47,7 @@ _OF_THE_MANAGER: Final = (
     "ERROR_CLASS_RETRIABLE",
     "classify_batch_error",
     "has_fatal_error",
+    "producer_id_and_epoch",
     "set_sequence_number",
 )
 
@@ -122,12 +123,12 @@ def find_direct_append(producer: Any) -> Append | None:
 
     Returns:
         The function. None if the client has transactions, which must know each record's partition;
-        if the ``send`` of its class is not kafka-python's own, because a subclass or a tracing
-        agent must see every record; or if the client differs from 3.0.12.
+        if its ``send`` is not kafka-python's own, because a subclass or a tracing agent must see
+        every record; or if the client differs from 3.0.12.
     """
     if producer.config["transactional_id"] is not None:
         return None
-    if not _is_kafka_pythons(inspect.getattr_static(type(producer), "send", None)):
+    if not _is_kafka_pythons(inspect.getattr_static(producer, "send", None)):
         return None
     append = getattr(getattr(producer, "_accumulator", None), "append", None)
     try:
