@@ -80,7 +80,7 @@ The kinds of faults are:
 - **wire**: A proxy in front of the embedded broker simulates faults of the network.
 - **process**: The process of the producer is affected, for example by a signal or a fork.
 
-The columns count these outcomes:
+The columns count these outcomes. The last column counts the last four together:
 
 - **acknowledged**: The producer reported that the broker has the record.
 - **failed**: The producer raised an error. The `persistence` of this error says correctly whether
@@ -96,7 +96,7 @@ The columns count these outcomes:
 The table leaves out *abandoned* records, whose caller was cancelled while the client had them, and
 records that the test cannot find because their topic was deleted.
 
-*Lost*, *doubled*, *reordered* and *misreported* records count as broken promises.{known}
+*Lost*, *doubled*, *reordered* and *misreported* records are broken promises.{known}
 
 In the following picture, each bar stands for one fault. A bar adds up the runs with each driver and
 event loop that the fault affects. {doc}`fault-matrix-rows` shows the results of each run, and
