@@ -1,7 +1,8 @@
 """The numbers of Kafka's errors and requests by their names in its protocol.
 
-The errors are from ``org.apache.kafka.common.protocol.Errors``. The requests are those in
-``ApiKeys`` that a producer or a simple consumer makes (https://kafka.apache.org/protocol).
+The errors are those of ``org.apache.kafka.common.protocol.Errors`` up to number 127. The requests
+are a selection from ``ApiKeys``: the most important requests of producers and consumers. See
+https://kafka.apache.org/protocol.
 """
 
 from __future__ import annotations
@@ -166,19 +167,19 @@ REQUESTS: Final[Mapping[str, int]] = {
 
 
 def error_code(error: str | int) -> int:
-    """Return an error's number by its name in Kafka's protocol.
+    """Return an error's number by its name in Kafka's protocol. A number is returned as it is.
 
     Raises:
-        ValueError: there is no such error; the message suggests the closest name.
+        ValueError: the name is unknown; the message suggests the closest name, or lists the names.
     """
     return _number("error", error, ERRORS)
 
 
 def request_key(request: str | int) -> int:
-    """Return a request's number by its name in Kafka's protocol.
+    """Return a request's number by its name in Kafka's protocol. A number is returned as it is.
 
     Raises:
-        ValueError: there is no such request; the message suggests the closest name.
+        ValueError: the name is unknown; the message suggests the closest name, or lists the names.
     """
     return _number("request", request, REQUESTS)
 

@@ -1,12 +1,12 @@
 """librdkafka's mock cluster, in this process: its brokers refuse, delay and stop on command.
 
-The embedded broker serves every request. Protocol errors, slow answers, and leaders that move need
-this cluster. It is part of the C library in the ``confluent_kafka`` wheel, which has no Python
-interface for it, so this module uses ctypes. Its threads are not Python's, so it answers while the
-interpreter is busy. Its brokers listen on this machine's loopback interface.
+The embedded broker serves every request. Tests with protocol errors, slow answers, or leaders that
+move need this cluster. It is part of the C library in the ``confluent_kafka`` wheel, which has no
+Python interface for it, so this module uses ctypes. Its threads are not Python's, so it answers
+while the interpreter is busy. Its brokers listen on this machine's loopback interface.
 
-The functions come from ``rdkafka_mock.h``. librdkafka says that they may change; the oldest release
-that has all of them is the minimum of the extra ``confluent``.
+The functions of the cluster come from ``rdkafka_mock.h``. librdkafka says that they may change. All
+releases that the extra ``confluent`` allows have had these functions so far.
 
 ``confluent_kafka`` (extra ``confluent``) is imported when a cluster is started.
 """
@@ -44,12 +44,16 @@ _PROPERTIES: Final[Mapping[str, Mapping[str, Any]]] = MappingProxyType(
 
 
 class MockClusterError(RuntimeError):
-    """The mock cluster is not installed, or it refused a command."""
+    """The mock cluster is not installed, did not start, or refused a command."""
 
 
 @functools.cache
 def librdkafka() -> Any:
-    """Load the library that ``confluent_kafka`` uses, with ctypes."""
+    """Load the library that ``confluent_kafka`` uses, with ctypes.
+
+    Raises:
+        MockClusterError: ``confluent-kafka`` is not installed.
+    """
     import ctypes
 
     try:
@@ -61,7 +65,7 @@ def librdkafka() -> Any:
             f'pip install ".[confluent]" in a checkout of anyio-sendproducer ({error})'
         ) from error
     package = Path(str(confluent_kafka.__file__)).parent
-    # If the wheel has no directory for the library, it is part of the extension module.
+    # If the wheel has no directory for the library, the extension module contains or loads it.
     bundled = sorted((package.parent / "confluent_kafka.libs").glob("librdkafka*"))
     library: Any = ctypes.CDLL(str([*bundled, Path(str(confluent_kafka.cimpl.__file__))][0]))
     pointer, text, number, short = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int, ctypes.c_int16
@@ -99,18 +103,18 @@ def librdkafka() -> Any:
 
 
 class MockCluster:
-    """A running mock cluster. :func:`mock_cluster` creates it. ``str()`` returns the address of the
-    cluster.
+    """A running mock cluster. :func:`mock_cluster` creates it. ``str()`` returns the addresses of
+    the brokers.
 
     The brokers have the ids 1, 2, and so on. The cluster creates a topic when a client first
     requests its metadata. Such a topic has four partitions with random leaders. To name an error or
     a request, use its name in Kafka's protocol, such as ``"NOT_LEADER_OR_FOLLOWER"`` or
-    ``"Produce"``, or its number. The cluster also supports transactions, and stores the offsets of
-    consumer groups.
+    ``"Produce"``, or its number. The names of some errors and requests are unknown; use their
+    numbers. The cluster also supports transactions, and stores the offsets of consumer groups.
 
-    If the cluster answers a request with an error, it does not write the records. It does not hide
-    records before their transaction is committed, does not authenticate clients, and drops the
-    oldest records of a partition that has many records.
+    If the cluster answers a request with an error, it does not write the records of the request. It
+    does not hide records before their transaction is committed, does not authenticate clients, and
+    drops the oldest records of a partition that has more than 5 MiB or 100,000 batches.
 
     Attributes:
         brokers: the number of brokers.
@@ -173,7 +177,7 @@ class MockCluster:
 
         Args:
             topic: the topic's name.
-            leaders: the leader of each partition.
+            leaders: the id of the leader of each partition, in the order of the partitions.
 
         Returns:
             The topic's name.
@@ -188,19 +192,21 @@ class MockCluster:
         return topic
 
     def move(self, topic: str, partition: int, broker: int) -> None:
-        """Make another broker the leader of a partition.
+        """Make another broker the leader of a partition. If there is no such topic, the cluster
+        creates it, and this partition is its last.
 
         Raises:
-            MockClusterError: there is no such topic, partition or broker.
+            MockClusterError: there is no such broker, or the topic has no such partition.
         """
         self._call("partition_set_leader", topic.encode(), partition, broker)
 
     def set_topic_error(self, topic: str, error: str | int) -> None:
-        """Answer requests for a topic's metadata with an error from now on. The error ``"NONE"``
-        restores the usual answer.
+        """Answer requests for a topic's metadata, and requests to add the topic to a transaction,
+        with an error from now on. The error ``"NONE"`` restores the usual answer. If there is no
+        such topic, the cluster creates it.
 
         Raises:
-            ValueError: Kafka has no such error.
+            ValueError: the name of the error is unknown.
         """
         code = error_code(error)
         (self._failing_topics.add if code else self._failing_topics.discard)(topic)
@@ -212,16 +218,17 @@ class MockCluster:
         self, broker: int, error: str | int, *, api: str | int = "Produce", rtt_ms: int = 0
     ) -> None:
         """Answer the next request of a kind to one broker with an error. Each further call applies
-        to one later request. A call can't be undone.
+        to one later request. A call can't be undone. After a call, :meth:`answer_any` and
+        :meth:`close_on` no longer affect requests of this kind to this broker.
 
         Args:
-            broker: the broker.
+            broker: the broker's id.
             error: the error; with ``"NONE"``, the usual answer.
             api: the kind of request.
             rtt_ms: delay of the answer, in milliseconds.
 
         Raises:
-            ValueError: Kafka has no such error or request.
+            ValueError: the name of the error or of the request is unknown.
             MockClusterError: there is no such broker.
         """
         self._call(
@@ -234,7 +241,8 @@ class MockCluster:
         )
 
     def answer_any(self, error: str | int, times: int = 1, *, api: str | int = "Produce") -> None:
-        """Answer the next requests of a kind to any broker with an error.
+        """Answer the next requests of a kind to any broker with an error. Brokers for which
+        :meth:`answer_next` was called with this ``api`` are not affected.
 
         Args:
             error: the error.
@@ -242,19 +250,20 @@ class MockCluster:
             api: the kind of request.
 
         Raises:
-            ValueError: Kafka has no such error or request.
+            ValueError: the name of the error or of the request is unknown.
         """
         self._push(error_code(error), times, api)
 
     def close_on(self, times: int = 1, *, api: str | int = "Produce") -> None:
-        """Close the connections of the next requests of a kind, instead of answering them.
+        """Close the connections of the next requests of a kind, instead of answering them. Brokers
+        for which :meth:`answer_next` was called with this ``api`` are not affected.
 
         Args:
             times: how many requests.
             api: the kind of request.
 
         Raises:
-            ValueError: Kafka has no such request.
+            ValueError: the name of the request is unknown.
         """
         self._push(_TRANSPORT, times, api)
 
@@ -267,10 +276,11 @@ class MockCluster:
         )
 
     def forget_answers(self, api: str | int = "Produce") -> None:
-        """Cancel the remaining answers of :meth:`answer_any` and :meth:`close_on`.
+        """Cancel the remaining answers of :meth:`answer_any` and :meth:`close_on` to requests of a
+        kind.
 
         Raises:
-            ValueError: Kafka has no such request.
+            ValueError: the name of the request is unknown.
         """
         self._library.rd_kafka_mock_clear_request_errors(self._handle, request_key(api))
 
@@ -359,7 +369,7 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
 
     said = ctypes.create_string_buffer(512)
     configuration = library.rd_kafka_conf_new()
-    # Otherwise it logs to stderr that it has no brokers to connect to.
+    # Otherwise the client logs to stderr that it has no brokers to connect to.
     library.rd_kafka_conf_set(configuration, b"log_level", b"0", said, len(said))
     client = library.rd_kafka_new(_PRODUCER, configuration, said, len(said))
     if not client:  # pragma: no cover  # threads or memory ran out

@@ -1,6 +1,7 @@
-"""A driver without a broker that the event loop submits to and polls.
+"""A driver without a broker. The event loop submits records to the driver, and polls it.
 
-No outcome is on its way through a thread: if all tasks are blocked, no outcome will come by itself.
+So no outcome is on its way through a thread: if all tasks are blocked, no outcome will come by
+itself.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ class PolledFakeDriver(FakeDriver):
     Attributes:
         direct: whether the event loop may call `submit`. False if the settings have serializers or
             a partitioner, which may block, unless ``threadless`` is set.
-        threadless: whether the producer starts no thread and calls everything on the event loop,
-            serializers and the partitioner, too.
-        poll_error: raised by `poll`, which a driver must not do.
-        listener: called on the submitting thread when records were submitted.
+        threadless: whether the producer starts no thread, and calls everything on the event loop,
+            including the serializers and the partitioner.
+        poll_error: the error that `poll` raises, although drivers must not do this; None for no
+            error.
+        listener: called after each batch was submitted, on the thread that submitted it.
     """
 
     _polled_sink: Sink
@@ -48,12 +50,13 @@ class PolledFakeDriver(FakeDriver):
         # Reentrant: a finalizer may submit while the test acknowledges, on the same thread.
         self._guard = threading.RLock()
         self._outcomes: list[tuple[Any, Outcome]] = []
-        #: Records that were submitted and not reported, also while a thread completes them.
+        #: How many records were submitted and not reported, including those that a thread is
+        #: completing.
         self._unreported = 0
         self._is_watching = False
 
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
-        """Return itself, as the factory of each client generation of a producer."""
+        """Return this driver, as the factory of each client generation of a producer."""
         super().__call__(settings)
         hooks = (settings.key_serializer, settings.value_serializer, settings.partitioner)
         if any(hook is not None for hook in hooks) and not self.threadless:
@@ -61,7 +64,7 @@ class PolledFakeDriver(FakeDriver):
         return self
 
     def open(self, sink: Sink, /) -> None:
-        """Open, without any connection."""
+        """Open the driver. This opens no connection."""
         super().open(sink)
         self._polled_sink = sink
 
@@ -100,7 +103,7 @@ class PolledFakeDriver(FakeDriver):
         self._polled_sink.ready()
 
     def close(self, timeout: float, /) -> None:
-        """Close: pending records fail, as possibly persisted."""
+        """Close the driver. Pending records fail as possibly persisted."""
         super().close(timeout)
         with self._guard:
             reports, self._outcomes = self._outcomes, []

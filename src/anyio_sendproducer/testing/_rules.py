@@ -1,4 +1,4 @@
-"""Rules that decide which records of a fake fail, and how."""
+"""Rules that decide which records of a fake producer or driver fail, and how."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from .. import DeliveryError, ProducerRecord
 __all__ = ["AnswerRule", "FailWhen"]
 
 AnswerRule = Callable[[ProducerRecord[Any, Any]], DeliveryError | None]
-"""A callable that gets a record as it was sent, and returns the error of the record, or None."""
+"""A callable that takes a record, as it was before serialization, and returns the record's error,
+or None if the record does not fail."""
 
 
 class FailWhen:
@@ -28,7 +29,7 @@ class FailWhen:
         error: a callable that takes a record and returns its error, for example
             ``factories.rejected`` of :mod:`~anyio_sendproducer.testing.factories`.
         topic: the topic of the record; None for every topic.
-        where: a function that returns True for the record.
+        where: only records for which this function returns True can fail; None for every record.
         every: how often a record that matches the conditions above fails. With 3, only the third,
             the sixth, and so on of these records fail.
         times: the largest number of records that fail; None for no limit.

@@ -2,7 +2,7 @@
 
 A test of code that uses a result, or handles an error, needs objects that look like real ones. Each
 factory of a :class:`~anyio_sendproducer.DeliveryError` takes the record as its only positional
-argument, so a fake producer can use it as an answer::
+argument, so a fake producer can call it for each record that fails::
 
     async with fake_producer(manual=True) as fake:
         delivery = fake.producer.enqueue_nowait(ProducerRecord("orders", b"two tins"))
@@ -112,15 +112,15 @@ def metadata(
     """Make the metadata of an acknowledged record.
 
     Args:
-        of: the record; None for the result of :func:`record`. The values of the record replace
-            arguments that are None.
+        of: the record; None for the result of :func:`record`. If ``topic``, ``partition`` or
+            ``timestamp_ms`` is None, that of the record is used.
         topic: the topic's name.
-        partition: the partition's number; 0 if the record has none either.
+        partition: the partition's number; 0 if the record has no partition either.
         offset: the record's offset in the partition; None as with ``acks=0``.
-        timestamp_ms: milliseconds since 1970-01-01 UTC; 0 if the record has none either.
+        timestamp_ms: milliseconds since 1970-01-01 UTC; 0 if the record has no timestamp either.
 
-    The sizes are the lengths of the key and the value. For a key or value that is not bytes, the
-    size is the length of its str().
+    The sizes are the lengths of the key and the value in bytes. For a key or value that is not
+    bytes, the size is the length of its str() in UTF-8. For None, the size is None.
     """
     of = record() if of is None else of
     if partition is None:
@@ -223,7 +223,7 @@ def _in_a_row(records: Iterable[AnyRecord]) -> list[RecordMetadata]:
     return written
 
 
-#: The function, inside functions with a parameter of the same name.
+#: The function above, for use in functions with a parameter of the same name.
 _metadata = metadata
 
 

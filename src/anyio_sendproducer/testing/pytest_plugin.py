@@ -41,8 +41,8 @@ def kafka_fake_producer_settings() -> ProducerSettings | None:
 async def kafka_fake_producer(
     kafka_fake_producer_settings: ProducerSettings | None,
 ) -> AsyncIterator[FakeProducer]:
-    """A producer without a cluster: `producer` is for the code under test, `sent` has its records.
-    For asynchronous tests, with AnyIO's plugin or pytest-trio."""
+    """A producer without a cluster: `producer` is for the code under test, and `sent` contains the
+    records that it sent. For asynchronous tests with AnyIO's plugin or pytest-trio."""
     async with fake_producer(kafka_fake_producer_settings) as fake:
         yield fake
 

@@ -99,7 +99,8 @@ def values() -> st.SearchStrategy[bytes | None]:
 
 
 def headers() -> st.SearchStrategy[list[tuple[str, bytes]]]:
-    """Headers: names of any characters, some of which occur twice."""
+    """Headers, in which a name may occur twice. The names may contain any characters except
+    surrogates."""
     # st.text() has no surrogates, which cannot be encoded as UTF-8.
     names = st.sampled_from(["a", "b"]) | st.text(max_size=8)
     return st.lists(st.tuples(names, st.binary(max_size=8)), max_size=4)
@@ -146,8 +147,8 @@ def _make_record(topic: str, key: Any, value: Any, **fields: Any) -> BytesRecord
 
 
 def invalid_records() -> st.SearchStrategy[AnyRecord]:
-    """Records that a producer without serializers always refuses. One field is out of its range or
-    has a wrong type, or the record has neither a key nor a value.
+    """Records that a producer without serializers always refuses. One field has an invalid value or
+    a wrong type, or the record has neither a key nor a value.
 
     ``send`` raises :exc:`~anyio_sendproducer.RecordRejected` for each of these records.
     """
@@ -205,7 +206,7 @@ def _not_bytes() -> st.SearchStrategy[Any]:
     )
 
 
-#: The functions above, inside functions with parameters of the same names.
+#: The functions above, for use in functions with parameters of the same names.
 _topics, _keys, _values, _headers = topics, keys, values, headers
 _partitions, _timestamps = partitions, timestamps
 
@@ -214,7 +215,7 @@ _partitions, _timestamps = partitions, timestamps
 
 
 def pass_throughs() -> st.SearchStrategy[Any]:
-    """Pass-through values of any type."""
+    """Pass-through values of various types."""
     return st.recursive(
         st.none() | st.booleans() | st.integers() | st.text() | st.binary() | st.builds(object),
         lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -307,7 +308,7 @@ def _carried(given: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
 
 
 def persistence() -> st.SearchStrategy[Persistence]:
-    """The values of a failed record: all except ``PERSISTED``."""
+    """The values that a failed record can have: all except ``PERSISTED``."""
     return st.sampled_from([Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED])
 
 
@@ -430,7 +431,7 @@ def multi_delivery_errors(
     records: st.SearchStrategy[AnyRecord] | None = None,
     pass_throughs: st.SearchStrategy[Any] | None = None,
 ) -> st.SearchStrategy[MultiDeliveryError]:
-    """Errors of several records, at least one of which failed.
+    """Errors of one or more records, at least one of which failed.
 
     Args:
         records: as for :func:`messages`.
@@ -463,8 +464,8 @@ def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
 
 
 def producer_errors() -> st.SearchStrategy[SendProducerError]:
-    """Errors of each kind that a producer or a transaction raises and that are not about one
-    record."""
+    """Errors that are about a producer or a transaction and not about records, of each kind that
+    :mod:`~anyio_sendproducer.testing.factories` makes."""
     kinds: list[Callable[[], SendProducerError]] = [
         factories.start_failed,
         factories.discovery_failed,
