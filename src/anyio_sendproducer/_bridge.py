@@ -111,6 +111,7 @@ class Bridge:
 
         Raises:
             ProducerStartError: the driver could not connect, or no thread could be started.
+            ProducerFenced: another producer took over the ``transactional_id`` during the start.
             SettingsError: the client refused a setting.
 
         Cancellation leaves the thread running: call :meth:`stop`.
@@ -355,7 +356,7 @@ class Bridge:
         yet."""
         return self._worker.driver
 
-    def last_error(self) -> Exception | None:
+    def last_error(self) -> BaseException | None:
         """Return the reason why the client reaches no broker, if the driver knows it."""
         driver, open_error = self._worker.driver, self._worker.open_error
         return (None if driver is None else driver.last_error()) or open_error

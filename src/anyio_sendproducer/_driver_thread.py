@@ -136,9 +136,7 @@ class DriverThread:
         self.driver: Driver | None = None
         #: Why the last attempt to open a client in the background failed. Until an attempt fails,
         #: the last error of the client that is being replaced. None once a client is open.
-        self.open_error: Exception | None = None
-        # Why no further client is opened. Commands that the thread still has then raise an error.
-        self._crashed_by: BaseException | None = None
+        self.open_error: BaseException | None = None
         self.polled_driver: PolledDriver | None = None
         #: Whether the event loop may submit without the thread: any batch if the client is polled,
         #: otherwise a small one.
@@ -247,15 +245,17 @@ class DriverThread:
             ProducerBroken: no further client is opened.
             ProducerClosed: there is no driver.
         """
-        if self._crashed_by is not None:
-            raise producer_broken(self._crashed_by)
         if self.driver is None:
+            if self.open_error is not None and not self._is_ending:
+                raise producer_broken(self.open_error)
             raise ProducerClosed("the producer is closed")
         return self.driver
 
     def _crash(self, error: BaseException) -> None:
         """Report that no further client is opened."""
-        self._crashed_by = error
+        self.close_driver(0)
+        self.driver = None
+        self.open_error = error
         self.post(DriverCrashed(error))
 
     def call(self, reply: Reply[T], function: Callable[[], T]) -> None:

@@ -4,9 +4,8 @@ There are two main tasks. The *guard* opens the driver, waits for a request to c
 for the cancellation of its own scope, and then closes the producer in bounded time. The *pump*
 advances the ledger: it submits queued records to the driver, settles their outcomes and wakes their
 callers. The pump is shielded, because records must be settled while the scope around it is
-cancelled. The guard ends it. The pump's task group runs further tasks, each with one job:
-deadlines, the addresses of a service, retries for topics without metadata, or ``enrich`` and the
-look-up before a client is replaced.
+cancelled. The guard ends it. The pump's task group runs tasks with one job each: deadlines, the
+addresses of a service, retries for topics without metadata, the look-up before a replacement.
 
 The glossary, ``docs/reference/glossary.md``, defines the terms: client generation, give up, settle.
 """
@@ -215,10 +214,8 @@ class Engine:
             self.loop.call_soon_threadsafe(change)
 
     async def wait_until_settled(self, *, include_waiting: bool = False) -> None:
-        """Wait until every record that was accepted before this call has its outcome.
-
-        With ``include_waiting``, also wait for the records that wait for room, and for the records
-        that are accepted after this call.
+        """Wait until every record that was accepted before this call has its outcome. With
+        ``include_waiting``, also wait for records that wait for room or are accepted later.
 
         Cancellation ends only the waiting.
         """
@@ -270,8 +267,7 @@ class Engine:
                         observation.inform()
 
     async def _settle(self, events: Sequence[Event]) -> None:
-        """Apply the events of one wake-up. If they have many outcomes, these are settled in
-        portions, and other tasks run in between."""
+        """Apply the events of one wake-up. Other tasks run between portions of many outcomes."""
         # The callers that wake up may send again. While the pump is NOTIFIED or SETTLING, their
         # records do not notify it, so that they are submitted together at the end of this turn.
         self.pump = _NOTIFIED
@@ -488,8 +484,7 @@ class Engine:
 
     async def _watch_addresses(self) -> None:
         """Find the addresses for the first client, if it is opened in the background. Then look the
-        service up again while no broker is reached. If the addresses have changed, replace the
-        client."""
+        service up again while no broker is reached, and replace the client at a new address."""
         await self.resolver.find_until_found(self.clock.sleep)
         self.bridge.allow_open()
         was_disconnected = False
@@ -512,8 +507,7 @@ class Engine:
         """Run the guard: open the driver, run the pump, and close the driver.
 
         Raises:
-            ProducerStartError: the driver could not connect, or no thread could be started.
-            ProducerFenced: another producer took over the ``transactional_id`` during the start.
+            ProducerStartError, ProducerFenced: see :meth:`Bridge.open`.
             SettingsError: the client refused a setting.
 
         Cancellation closes the producer within ``cancel_timeout``.

@@ -81,7 +81,7 @@ def timed_out(
     record: ProducerRecord[Any, Any],
     reason: str,
     limit: tuple[float, str],
-    last_error: Exception | None,
+    last_error: BaseException | None,
     *,
     was_sent: bool,
 ) -> DeliveryTimeout:

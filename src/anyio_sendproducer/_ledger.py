@@ -530,7 +530,7 @@ class Ledger:
             deadline = min(deadline, over)
         return deadline
 
-    def expire(self, now: float, last_error: Exception | None = None) -> list[object]:
+    def expire(self, now: float, last_error: BaseException | None = None) -> list[object]:
         """Fail the records that are past their deadline.
 
         Args:
@@ -560,7 +560,7 @@ class Ledger:
     def _expire_one(
         self,
         entry: Entry,
-        last_error: Exception | None,
+        last_error: BaseException | None,
         to_wake: list[object],
         timeout: float | None = None,
     ) -> None:

@@ -44,7 +44,7 @@ async def use_flow(producer: SendProducer, _: Delivery) -> None:
             await anyio.sleep_forever()
 
 
-async def envelopes() -> AsyncGenerator[Message[None, bytes, None]]:
+async def envelopes() -> AsyncGenerator[Message[Any, Any, None]]:
     yield Message(record(b"never"))
 
 

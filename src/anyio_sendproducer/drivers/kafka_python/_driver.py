@@ -266,8 +266,7 @@ class KafkaPythonDriver:
         Raises:
             SettingsError: the client or the producer_factory refused the settings, or the factory
                 did not return a KafkaProducer with this configuration.
-            ProducerStartError: the client did not connect, the producer_factory raised, or the
-                driver was closed.
+            ProducerStartError: the client did not connect, or the producer_factory raised.
         """
         addresses = listed(self._settings.addresses)
         start_timeout = f"{self._settings.start_timeout:g} s (start_timeout)"
@@ -597,8 +596,5 @@ class KafkaPythonDriver:
 
 
 def _max_bytes(headers: Sequence[tuple[str, bytes]]) -> int:
-    """Return an upper bound for the size of headers in bytes.
-
-    In UTF-8, a character of a name has at most 4 bytes.
-    """
+    """Return an upper bound of the size of headers in bytes. A character has at most 4 bytes."""
     return sum(4 * len(name) + len(content) + 16 for name, content in headers)

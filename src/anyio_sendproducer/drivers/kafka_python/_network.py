@@ -74,10 +74,9 @@ class ClosingSocket(KafkaNetSocket):
     """A plain connection that closes its socket if it fails.
 
     3.0.12 leaves that to the garbage collector, so each attempt to reach a broker that is down
-    leaves an open descriptor. kafka-python uses this class if the scheme of its setting
-    ``proxy_url`` is in ``SCHEMES``.
-    ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket``
-    notices a change.
+    leaves an open descriptor. kafka-python uses this class for a ``proxy_url`` with one of SCHEMES.
+    ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket`` notices a
+    change.
     """
 
     SCHEMES = ("direct",)
@@ -177,8 +176,7 @@ class _Connection(KafkaConnection):
             raise _ScramLoginError(one_line(error)) from error
 
     async def _check_iterations(self, answer: Any) -> Any:
-        """Refuse a number of iterations with which the password is easy to guess, or its hash takes
-        long to make."""
+        """Refuse a number of iterations that is too weak, or that takes too long to compute."""
         response = await answer
         message: bytes = getattr(response, "auth_bytes", b"") or b""
         for part in message.decode().split(","):
@@ -215,8 +213,7 @@ class ConnectionManager(KafkaConnectionManager):
         #: The last error that ended a connection to each broker, even an established connection.
         self._ends: dict[Any, Exception] = {}
         self.transports: weakref.WeakSet[Any] = weakref.WeakSet()
-        # KafkaProducer has no setting for these. An attempt to connect must not take longer than a
-        # request.
+        # KafkaProducer has no setting for these. An attempt to connect is as short as a request.
         config: dict[str, Any] = self.config
         for name in (
             "socket_connection_setup_timeout_ms",
@@ -291,8 +288,7 @@ class ConnectionManager(KafkaConnectionManager):
         self._bootstrap_wakeup.notify()
 
     def least_loaded_node(self) -> Any:
-        """Return a broker to ask. If no known broker can be reached, bootstrap again; return None
-        during a bootstrap."""
+        """Return a broker to ask. If none can be reached, bootstrap again, and return None."""
         now = time.monotonic()
         if now >= self._next_bootstrap and self._is_lost():
             # 3.0.12 only tries the brokers that it knows. They may have other addresses now.
@@ -304,18 +300,14 @@ class ConnectionManager(KafkaConnectionManager):
         return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
 
     def _is_lost(self) -> bool:
-        """Return whether no known broker can be reached. A broker that refuses a login can be
-        reached."""
+        """Return whether no known broker can be reached. A refused login reaches a broker."""
         refused = kafka_errors.SaslAuthenticationFailedError
         return self.is_disconnected() and not any(
             isinstance(error, refused) for error in self.failures.values()
         )
 
     def _look_for_moved(self, cluster: Any) -> None:
-        """Let the next attempt to connect to a broker start at once if its address has changed.
-
-        An attempt to connect to the old address ends. An established connection stays.
-        """
+        """Connect again at once to each broker whose address has changed while connecting."""
         places = {broker.node_id: (broker.host, broker.port) for broker in cluster.brokers()}
         for node_id, place in places.items():
             if self._places.get(node_id, place) != place:
@@ -554,9 +546,8 @@ class NetClient(KafkaNetClient):
         address by then.
 
         Returns:
-            Whether there is a connection. After False the sender asks for the coordinator again, or
-            chooses a broker again. If this raised, as in 3.0.12, the sender would lose its request
-            to a coordinator.
+            Whether there is a connection. After False the sender asks for the coordinator, or
+            chooses a broker, again. If this raised, as in 3.0.12, it would lose its request.
         """
         deadline = time.monotonic() + timeout_ms / 1000
         failures = self.manager.failures
