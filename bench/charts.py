@@ -17,7 +17,7 @@ WIDTH = 360
 #: The left end of the bars, right of their names.
 _LEFT = 166
 #: The width of the number after the longest bar.
-_NUMBER = 48
+_NUMBER = 56
 _ROW = 20
 #: The distance between two names of lines.
 _NAME = 13
