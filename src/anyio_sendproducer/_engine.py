@@ -488,7 +488,7 @@ class Engine:
         await self.resolver.find_until_found(self.clock.sleep)
         self.bridge.allow_open()
         was_disconnected = False
-        while self.resolver.looks_up:
+        while True:
             await self.clock.sleep(WATCH_SECONDS)
             is_disconnected = self.client is _REOPENING or self.bridge.is_disconnected()
             if is_disconnected and was_disconnected and await self.resolver.moved():

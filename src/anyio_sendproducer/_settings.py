@@ -183,9 +183,8 @@ class ProducerSettings:
             ``start_timeout`` includes its time. It is called again for each client that replaces a
             broken client. From the results of these later calls, the producer uses only
             ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties``, and
-            ``resolve_timeout`` for the look-up. With ``wait_for_cluster=False``, this also applies
-            to the first call, but the look-up then also uses the ``discovery_method`` of its
-            result.
+            ``discovery_method`` and ``resolve_timeout`` for the look-up. With
+            ``wait_for_cluster=False``, this also applies to the first call.
         producer: an existing ``KafkaProducer`` of kafka-python to send with; see
             :meth:`with_producer`.
         producer_factory: a callable that constructs the client. It gets kafka-python's whole

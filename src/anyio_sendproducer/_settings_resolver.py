@@ -52,21 +52,17 @@ class SettingsResolver:
         # The rest of start_timeout after enrich and the look-up. find() sets it before the driver
         # thread starts; the driver thread takes it.
         self._left: float | None = None
-        self._lookup: Lookup | None = None
-        self._resolver: Resolver | None = None
+        # The service of the last settings that enrich returned, and the resolver that looks it up;
+        # None if those settings have only addresses.
+        self._service: tuple[Lookup, Resolver] | None = None
         self.settings = given
         #: Whether the settings are complete.
         self.is_complete = not self.asks
 
     @property
-    def looks_up(self) -> bool:
-        """Whether there is a service to look up."""
-        return self._lookup is not None or bool(self._given.service_name)
-
-    @property
     def asks(self) -> bool:
         """Whether ``enrich`` or a resolver must be called before a client is constructed."""
-        return self._given.enrich is not None or self.looks_up
+        return self._given.enrich is not None or bool(self._given.service_name)
 
     def for_client(self) -> ProducerSettings:
         """The settings for the next client. With ``wait_for_cluster``, the first client's
@@ -132,21 +128,26 @@ class SettingsResolver:
         return True
 
     async def moved(self) -> bool:
-        """Look the service up again.
+        """Look the service up again, if there is one.
 
         Returns:
             Whether its addresses have changed. A failure is logged, and the addresses stay as they
-            are.
+            are. They also stay if :meth:`find_again` asked for a service or addresses meanwhile.
         """
+        service = self._service
+        if service is None:
+            return False
         before = set(self.settings.addresses)
         try:
-            found = await self._look_up(self.settings.resolve_timeout)
+            found = await self._look_up(service, self.settings.resolve_timeout)
         except DiscoveryError as error:
             _log.warning(
                 "the addresses stay as they were: %s",
                 error,
                 extra={"error.type": error_type(error)},
             )
+            return False
+        if service is not self._service:
             return False
         self._take(bootstrap_servers=found)
         return set(self.settings.addresses) != before
@@ -193,16 +194,23 @@ class SettingsResolver:
     async def _with_addresses(self, settings: ProducerSettings) -> ProducerSettings:
         # enrich=None makes evolve() check that there is an address.
         if not settings.service_name:
-            return settings.evolve(enrich=None)
-        self._lookup = Lookup.parse(settings.service_name)
-        if self._resolver is None:
-            method = settings.discovery_method
-            self._resolver = discovery.dns() if method == "dns" else discovery.as_resolver(method)
-        found = await self._look_up(settings.resolve_timeout)
+            completed = settings.evolve(enrich=None)
+            self._service = None
+            return completed
+        method = settings.discovery_method
+        resolver = discovery.dns() if method == "dns" else discovery.as_resolver(method)
+        service = self._service = (Lookup.parse(settings.service_name), resolver)
+        found = await self._look_up(service, settings.resolve_timeout)
         return settings.evolve(bootstrap_servers=found, service_name="", enrich=None)
 
-    async def _look_up(self, seconds: float) -> list[str]:
-        lookup, resolver = cast("Lookup", self._lookup), cast("Resolver", self._resolver)
+    @staticmethod
+    async def _look_up(service: tuple[Lookup, Resolver], seconds: float) -> list[str]:
+        """Return the addresses of a service.
+
+        Raises:
+            DiscoveryError: the service was not found within ``seconds``.
+        """
+        lookup, resolver = service
         what = f"service_name {str(lookup)!r:.100}, looked up with {one_line(repr(resolver))}"
         targets: list[Target] = []
         is_late = False

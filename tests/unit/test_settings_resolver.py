@@ -1,0 +1,125 @@
+"""The service that the settings name, if ``enrich`` changes it from one client to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer._engine import WATCH_SECONDS
+from anyio_sendproducer._settings_resolver import SettingsResolver
+from anyio_sendproducer.discovery import Lookup, Target
+from anyio_sendproducer.testing import FakeDriver
+from tests.support.calls import Call, generation, task_group
+from tests.support.clock import ManualClock
+from tests.support.waiting import until
+
+
+class Names:
+    """A resolver that knows one target, and counts the look-ups."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+        self.asked = 0
+
+    async def resolve(self, _: Lookup, /) -> Sequence[Target]:
+        self.asked += 1
+        await anyio.lowlevel.checkpoint()
+        return [Target.parse(self.target)]
+
+
+class Vault:
+    """Changes the settings for each client as a test says."""
+
+    def __init__(self, **changes: Any) -> None:
+        self.changes = changes
+
+    async def __call__(self, given: ProducerSettings) -> ProducerSettings:
+        await anyio.lowlevel.checkpoint()
+        return given.evolve(**self.changes)
+
+
+ADDRESS: dict[str, Any] = {"bootstrap_servers": "a:1", "service_name": ""}
+SERVICE: dict[str, Any] = {"service_name": "kafka.test"}
+
+
+async def test_a_service_that_enrich_replaced_is_not_looked_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    names = Names("b:2")
+    resolver = SettingsResolver(
+        ProducerSettings(service_name="kafka.test", discovery_method=names, enrich=Vault(**ADDRESS))
+    )
+    await resolver.find()
+    assert not await resolver.moved()
+    assert resolver.settings.addresses == ("a:1",)
+    assert names.asked == 0
+    assert caplog.messages == []
+
+
+async def test_later_addresses_of_enrich_replace_an_earlier_service() -> None:
+    names, vault = Names("b:2"), Vault(**SERVICE)
+    resolver = SettingsResolver(ProducerSettings(discovery_method=names, enrich=vault))
+    await resolver.find()
+    assert resolver.settings.addresses == ("b:2",)
+    vault.changes = ADDRESS
+    assert await resolver.find_again()
+    assert not await resolver.moved()
+    assert resolver.settings.addresses == ("a:1",)
+    assert names.asked == 1
+
+
+async def test_the_latest_settings_say_how_a_service_is_looked_up() -> None:
+    vault = Vault(**SERVICE, discovery_method=Names("b:2"))
+    resolver = SettingsResolver(ProducerSettings(enrich=vault))
+    await resolver.find()
+    vault.changes = {**SERVICE, "discovery_method": Names("c:3")}
+    assert await resolver.find_again()
+    assert resolver.settings.addresses == ("c:3",)
+
+
+async def test_a_look_up_does_not_replace_newer_addresses() -> None:
+    reached, answered = anyio.Event(), anyio.Event()
+
+    class Late(Names):
+        async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
+            if self.asked:
+                reached.set()
+                await answered.wait()
+            return await super().resolve(lookup)
+
+    vault = Vault(**SERVICE)
+    late = Late("b:2")
+    resolver = SettingsResolver(ProducerSettings(discovery_method=late, enrich=vault))
+    await resolver.find()
+    late.target = "c:3"
+    vault.changes = ADDRESS
+    async with task_group() as tasks:
+        moved = Call(tasks, resolver.moved)
+        await reached.wait()
+        assert await resolver.find_again()
+        answered.set()
+        await moved.wait()
+    assert moved.value is False
+    assert resolver.settings.addresses == ("a:1",)
+
+
+async def test_a_service_that_enrich_names_later_is_watched(
+    clock: ManualClock, fake: FakeDriver
+) -> None:
+    names, vault = Names("b:2"), Vault(**ADDRESS)
+    settings = ProducerSettings(discovery_method=names, enrich=vault)
+    async with clock.open(settings, driver=fake) as producer:
+        vault.changes = SERVICE
+        fake.break_client()
+        await until(generation(producer, 2))
+        names.target = "c:3"
+        fake.is_cut_off = True
+        await clock.until(generation(producer, 3), step=WATCH_SECONDS)
+        fake.is_cut_off = False
+        assert fake.settings is not None
+        assert fake.settings.addresses == ("c:3",)
