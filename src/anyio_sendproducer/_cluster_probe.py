@@ -72,9 +72,15 @@ class ClusterProbe:
         )
 
     def _function(self, seconds: float) -> Callable[[], ClusterDescription]:
+        if not self._resolver.is_complete:
+            raise SendProducerError("check: the addresses of the cluster are not known yet")
         settings = self._resolver.settings
         if callable(self._chosen):
             driver = self._bridge.driver
+            if driver is None:
+                raise SendProducerError(
+                    "check: the producer has no driver at the moment, because it makes a new one"
+                )
             if not isinstance(driver, DescribingDriver):
                 raise SendProducerError(
                     "check: the driver has no method describe(), so it cannot ask the cluster"
@@ -85,8 +91,6 @@ class ClusterProbe:
                 "check: the settings have an existing producer instead of the cluster's addresses; "
                 "check that producer itself"
             )
-        if not self._resolver.is_complete:
-            raise SendProducerError("check: the addresses of the cluster are not known yet")
         # A second client with the transactional_id would fence the producer's own.
         probe = settings.evolve(start_timeout=seconds, transactional_id=None)
         return partial(describe_cluster, self._chosen, probe, versions=False)

@@ -20,8 +20,8 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import BrokerDescription, ClusterDescription, DescribingDriver
-from anyio_sendproducer.testing import FakeDriver, fake_producer
-from tests.support.calls import Call, quiet, task_group
+from anyio_sendproducer.testing import FakeDriver, Gate, fake_producer
+from tests.support.calls import Call, at_gate, quiet, task_group
 from tests.support.lent_client import FakeClient
 from tests.support.waiting import PATIENCE, until
 
@@ -93,7 +93,27 @@ async def test_an_existing_client() -> None:
             await producer.check()
 
 
-async def test_unknown_addresses() -> None:
+async def test_a_driver_that_is_being_made(settings: ProducerSettings) -> None:
+    """The driver that broke is closed, and the factory has not returned the next one."""
+    gate = Gate()
+
+    def make(given: ProducerSettings) -> FakeDriver:
+        gate.pass_through()
+        return fake(given)
+
+    fake = FakeDriver()
+    async with open_send_producer(settings, driver=make) as producer:
+        gate.shut()
+        fake.break_client()
+        await at_gate(gate)
+        with pytest.raises(SendProducerError) as caught:
+            await producer.check()
+        gate.open()
+        assert "no driver at the moment, because it makes a new one" in str(caught.value)
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["a driver of the user", "the default"])
+async def test_unknown_addresses(fake: FakeDriver, own: bool) -> None:
     never = anyio.Event()
 
     async def enrich(settings: ProducerSettings) -> ProducerSettings:
@@ -102,6 +122,7 @@ async def test_unknown_addresses() -> None:
 
     opening = open_send_producer(
         bootstrap_servers="broker.test:9092",
+        driver=fake if own else None,
         wait_for_cluster=False,
         enrich=enrich,
         cancel_timeout=0.01,
