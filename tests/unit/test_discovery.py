@@ -129,6 +129,18 @@ SECONDS = (
             "'[::1]:53', not None",
         ),
         bad(
+            lambda: discovery.dns(cast("Any", 5)),
+            "dns: nameservers must be an address or an iterable of addresses, not int",
+        ),
+        bad(
+            lambda: discovery.static(cast("Any", {5: "a:1"})),
+            "static: a service name must be a str, not 5",
+        ),
+        bad(
+            lambda: Target.parse(ANY),
+            "None is neither host nor host:port, such as localhost:9092",
+        ),
+        bad(
             lambda: discovery.dns([]),
             "dns: nameservers is empty; use None for the system's name servers",
         ),
@@ -170,8 +182,10 @@ def test_a_target_whose_host_is_not_a_host_is_refused(host: str) -> None:
 
 
 def test_an_object_that_is_not_a_resolver_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a Resolver or an async callable, not int"):
-        discovery.as_resolver(cast("Any", 7))
+    for make in (discovery.as_resolver, discovery.aggregate):
+        with pytest.raises(SettingsError) as caught:
+            make(cast("Any", 7))
+        assert str(caught.value) == "a resolver must be a Resolver or an async callable, not int"
 
 
 def test_the_error_of_dns_without_its_extra_says_what_to_install(

@@ -109,6 +109,11 @@ def _services(answer: Any) -> list[Target]:
 def _servers(given: object) -> tuple[Target, ...]:
     if isinstance(given, str):
         given = [given]
+    if not isinstance(given, Iterable):
+        raise SettingsError(
+            "dns: nameservers must be an address or an iterable of addresses, not "
+            f"{type(given).__name__}"
+        )
     servers: list[Target] = []
     for one in cast("Iterable[object]", given):
         server = _server(one) if isinstance(one, str) else None

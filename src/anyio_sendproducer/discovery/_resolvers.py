@@ -43,11 +43,14 @@ def static(
             :class:`Target`; or a mapping from service names to such answers.
 
     Raises:
-        SettingsError: a target is wrong, or ``targets`` is empty. In a mapping, the answer to a
-            name may be empty.
+        SettingsError: a target or a service name is wrong, or ``targets`` is empty. In a mapping,
+            the answer to a name may be empty.
     """
     if isinstance(targets, Mapping):
         named = cast("Mapping[str, Iterable[str | Target]]", targets)
+        for name in cast("Mapping[object, object]", named):
+            if not isinstance(name, str):
+                raise SettingsError(f"static: a service name must be a str, not {shown(name)}")
         by_name = {name: _targets(those) for name, those in named.items()}
         if by_name:
             return _Static((), by_name)
@@ -109,8 +112,8 @@ def aggregate(*resolvers: ResolverLike, seconds: float | timedelta = 1.0) -> Res
             the next resolver is tried. The last resolver has the rest of ``resolve_timeout``.
 
     Raises:
-        SettingsError: there is no resolver, or ``seconds`` is not above 0.
-        TypeError: an argument is not a resolver.
+        SettingsError: there is no resolver, an argument is not a resolver, or ``seconds`` is not
+            above 0.
     """
     if not resolvers:
         raise SettingsError("aggregate: pass at least one resolver")

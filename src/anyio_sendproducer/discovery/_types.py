@@ -137,11 +137,10 @@ class Target:
         Raises:
             SettingsError: the text has another form, or the port is not from 1 to 65535.
         """
-        found = address_in(text)
+        found = address_in(text) if isinstance(cast("object", text), str) else None
         if found is None:
-            raise SettingsError(
-                f"{shown_address(text)} is neither host nor host:port, such as localhost:9092"
-            )
+            given = shown_address(text) if isinstance(cast("object", text), str) else shown(text)
+            raise SettingsError(f"{given} is neither host nor host:port, such as localhost:9092")
         port = found["port"]
         return cls(found["six"] or found["host"], None if port is None else int(port))
 
@@ -188,10 +187,12 @@ def as_resolver(given: ResolverLike) -> Resolver:
     """Convert a resolver or an async callable to a resolver.
 
     Raises:
-        TypeError: the object has no ``resolve``, and is not callable.
+        SettingsError: the object has no ``resolve``, and is not callable.
     """
     if isinstance(given, Resolver):
         return given
     if callable(given):
         return cast("Resolver", _Calling(given))
-    raise TypeError(f"expected a Resolver or an async callable, not {type(given).__name__}")
+    raise SettingsError(
+        f"a resolver must be a Resolver or an async callable, not {type(given).__name__}"
+    )
