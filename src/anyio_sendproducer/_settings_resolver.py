@@ -168,14 +168,20 @@ class SettingsResolver:
         seconds = self.settings.start_timeout
         waiting_for = "enrich"
         with anyio.move_on_after(seconds):
-            enriched = await self._enriched()
+            enriched = await self.enriched()
             waiting_for = f"the look-up of {enriched.service_name}"
             return await self._with_addresses(enriched)
         raise ProducerStartError(
             f"{waiting_for} did not finish within {seconds:g} s (start_timeout)"
         )
 
-    async def _enriched(self) -> ProducerSettings:
+    async def enriched(self) -> ProducerSettings:
+        """Return what ``enrich`` makes of the caller's settings; without it, these settings.
+
+        Raises:
+            SettingsError: ``enrich`` is not async, or it returned no ``ProducerSettings``.
+            Exception: an exception of ``enrich``.
+        """
         given = self._given
         if given.enrich is None:
             return given

@@ -16,6 +16,7 @@ dependency::
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import re
 import socket
@@ -33,7 +34,7 @@ from ._kafka_names import canonical_name
 from ._opening import open_send_producer
 from ._settings import ProducerSettings
 from ._settings_resolver import SettingsResolver
-from ._shown import listed, one_line
+from ._shown import listed, one_line, raised_text
 from .drivers import DriverName, make_driver
 from .drivers._describe import Protocol, describe_cluster, protocol_of
 from .drivers._protocols import HOW_FAR, ClusterDescription
@@ -49,7 +50,8 @@ __all__ = [
 
 #: The steps in their order, each with what it checks.
 STEPS: Final = {
-    "settings": "the driver accepts the settings; certificates are read",
+    "settings": "enrich completes the settings, if there is one; the driver accepts them; "
+    "certificates are read",
     "resolve": "the name of at least one broker has an address. With a service name, the look-up "
     "of the service also finds brokers",
     "connect": "a broker accepts a TCP connection",
@@ -157,7 +159,11 @@ class _Findings:
     """The findings of the steps so far."""
 
     settings: ProducerSettings
+    """The caller's settings; after the step ``settings``, what ``enrich`` made of them, without the
+    ``transactional_id``."""
     driver: DriverName | None
+    deadline: float = math.inf
+    """The time at which the current step must end, on the event loop's clock."""
     protocol: Protocol | None = None
     addresses: list[tuple[str, int]] = dataclasses.field(default_factory=list[tuple[str, int]])
     cluster: ClusterDescription | None = None
@@ -169,9 +175,9 @@ async def check_cluster(
     """Try the steps of a connection to a cluster, up to the first step that fails.
 
     Args:
-        settings: how to reach the cluster. Each step takes about ``start_timeout`` at most. With a
-            ``service_name``, the step ``resolve`` may take twice as long. A ``transactional_id`` is
-            not used, so a producer with this id is not fenced.
+        settings: how to reach the cluster. ``enrich`` is called once, in the step ``settings``.
+            Each step takes about ``start_timeout`` at most; the step ``cluster`` may take twice as
+            long. A ``transactional_id`` is not used, so a producer with this id is not fenced.
         driver: the name of the driver whose client connects. None stands for the default.
 
     Returns:
@@ -180,8 +186,7 @@ async def check_cluster(
 
     Cancellation closes the connections that the current step has opened.
     """
-    # A client with the transactional_id would fence the producer that uses this id.
-    findings = _Findings(settings.evolve(transactional_id=None), driver)
+    findings = _Findings(settings, driver)
     functions: dict[str, Callable[[_Findings], Awaitable[tuple[str, ...]]]] = {
         "settings": _settings,
         "resolve": _resolve,
@@ -197,6 +202,7 @@ async def check_cluster(
         if failed is not None:
             steps.append(Step(name, "skipped", (f"not tried, because {failed!r} failed",)))
             continue
+        findings.deadline = anyio.current_time() + findings.settings.start_timeout
         try:
             steps.append(Step(name, "ok", _shown(await functions[name](findings))))
         except _Skipped as skipped:
@@ -219,6 +225,8 @@ def _shown(details: tuple[str, ...]) -> tuple[str, ...]:
 
 
 async def _settings(findings: _Findings) -> tuple[str, ...]:
+    findings.settings = await _enriched(findings)
+
     def examine() -> Protocol:
         # Making a driver checks all settings and does not connect.
         settings = findings.settings.evolve(bootstrap_servers="x:1", service_name="")
@@ -231,6 +239,24 @@ async def _settings(findings: _Findings) -> tuple[str, ...]:
         raise _Failed(str(error)) from None
     login = f", login by {protocol.mechanism}" if protocol.mechanism else ""
     return (f"driver {findings.driver or 'kafka-python'}, {protocol.name}{login}",)
+
+
+async def _enriched(findings: _Findings) -> ProducerSettings:
+    given = findings.settings
+    said = f"enrich did not finish within {given.start_timeout:g} s (start_timeout)"
+    with anyio.CancelScope(deadline=findings.deadline):
+        try:
+            enriched = await SettingsResolver(given).enriched()
+            # A client with the transactional_id would fence the producer that uses this id.
+            # enrich=None makes evolve() check that there is an address.
+            return enriched.evolve(transactional_id=None, enrich=None)
+        except SettingsError as error:
+            said = str(error)
+        except Exception as error:  # noqa: BLE001  # the hook of the user may raise anything
+            said = f"enrich {raised_text(error)}"
+    raise _Failed(
+        said, hint="check the function that is set as enrich, and the services that it calls"
+    )
 
 
 async def _resolve(findings: _Findings) -> tuple[str, ...]:
@@ -407,7 +433,7 @@ async def _try_each(
             except _ATTEMPT_ERRORS as error:
                 bad[name] = _NO_TLS if isinstance(error, _NotTls) else _reason(error)
 
-    with anyio.move_on_after(findings.settings.start_timeout):
+    with anyio.CancelScope(deadline=findings.deadline):
         async with anyio.create_task_group() as tasks:
             for _ in range(min(len(addresses), _AT_A_TIME)):
                 tasks.start_soon(work)
