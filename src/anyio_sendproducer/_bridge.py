@@ -71,7 +71,7 @@ class Bridge:
         monotonic: returns real time in seconds, as :func:`time.monotonic` does; called from any
             thread.
         threadless: start no thread, and call the driver on the event loop. Only for a driver that
-            never waits, such as that of ``fake_producer``.
+            never waits, such as that of ``fake_producer``. :meth:`open` opens it.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class Bridge:
     # --- on the event loop -------------------------------------------------------------------
 
     async def open(self) -> None:
-        """Start the thread and open the driver on it.
+        """Start the thread and open the driver on it. Without a thread, open the driver here.
 
         Raises:
             ProducerStartError: the driver could not connect, or no thread could be started.
@@ -121,7 +121,7 @@ class Bridge:
 
     def open_in_background(self, *, are_addresses_known: bool) -> None:
         """Start the thread, and have it open the driver. :class:`ClientOpened` will follow when the
-        cluster answers.
+        cluster answers. There must be a thread: the opening waits there.
 
         Args:
             are_addresses_known: whether the addresses of the cluster are known. If not, the thread
@@ -339,14 +339,21 @@ class Bridge:
 
     def reopen(self, error: BaseException, buffered_bytes: int) -> None:
         """Replace the client. :class:`GenerationEnded` will follow, and then, when the cluster
-        answers, :class:`ClientOpened`.
+        answers, :class:`ClientOpened`. Without a thread, :class:`DriverCrashed` follows if the next
+        client can't be opened at once: a pause before a further attempt would stop the event loop.
 
         Args:
             error: why the client is given up.
             buffered_bytes: the bytes of the records that the client may have.
         """
         self.generation += 1
-        reopen = functools.partial(self._worker.reopen, error, self.generation, buffered_bytes)
+        reopen = functools.partial(
+            self._worker.reopen,
+            error,
+            self.generation,
+            buffered_bytes,
+            retries=not self.is_threadless,
+        )
         self._send_command(reopen)
 
     @property

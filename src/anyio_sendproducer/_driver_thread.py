@@ -278,7 +278,9 @@ class DriverThread:
             can_wait = self.polled_driver is None and not submitted.held and not submitted.sizes
             self.post(BatchSubmitted(submitted), urgent=not can_wait)
 
-    def reopen(self, error: BaseException, generation: int, buffered_bytes: int) -> None:
+    def reopen(
+        self, error: BaseException, generation: int, buffered_bytes: int, *, retries: bool
+    ) -> None:
         """Close the client by force, and open the next one; see
         :meth:`~anyio_sendproducer._bridge.Bridge.reopen`.
 
@@ -303,21 +305,28 @@ class DriverThread:
         # Until an attempt to open the next client fails, records that time out have this reason. It
         # is copied, because the traceback of the error may keep the old client in memory.
         self.open_error = None if last_error is None else SendProducerError(str(last_error))
-        self.open_repeatedly(generation)
+        # A later client may refuse a setting for a while, for example a certificate whose file is
+        # being replaced.
+        self._open_repeatedly(generation, (ProducerFenced,) if retries else (SendProducerError,))
 
     def open_first(self, generation: int, may_open: threading.Event) -> None:
         """Open the first client, as soon as ``may_open`` is set."""
         while not may_open.wait(REOPEN_SECONDS):
             if self._is_ending:
                 return
-        self.open_repeatedly(generation, is_first=True)
+        # If the first client refuses a setting, the setting is wrong.
+        self._open_repeatedly(generation, (ProducerFenced, SettingsError))
 
-    def open_repeatedly(self, generation: int, *, is_first: bool = False) -> None:
-        """Open the driver of a client generation. Try again after each error that may pass."""
+    def _open_repeatedly(
+        self, generation: int, hopeless: tuple[type[SendProducerError], ...]
+    ) -> None:
+        """Open the driver of a client generation. Try again after each error that may pass.
+
+        Args:
+            generation: the number of the generation.
+            hopeless: the errors after which no further client is opened.
+        """
         pause = REOPEN_SECONDS
-        # If the first client refuses a setting, the setting is wrong. A later client may refuse a
-        # setting for a while, for example a certificate whose file is being replaced.
-        hopeless = (ProducerFenced, SettingsError) if is_first else (ProducerFenced,)
         while not self._is_ending:
             try:
                 self.open(generation)
@@ -328,7 +337,7 @@ class DriverThread:
                 self.open_error = failure
                 _log.warning(
                     "no %sclient could be opened; trying again: %s",
-                    "" if is_first else "new ",
+                    "" if generation == 1 else "new ",
                     failure,
                     extra={"error.type": error_type(failure)},
                 )

@@ -547,7 +547,7 @@ class Engine:
 
     async def _open(self) -> None:
         try:
-            if self.settings.wait_for_cluster:
+            if self.settings.wait_for_cluster or self.bridge.is_threadless:
                 await self.bridge.open()  # the driver bounds this by start_timeout
             else:
                 self.client = _REOPENING

@@ -190,9 +190,12 @@ async def _start(
 ) -> SendProducer:
     checked = check_observers(observers)
     resolver = SettingsResolver(settings)
-    if settings.wait_for_cluster:
+    # The driver of the fake producer has this attribute: it never waits, and needs no thread. What
+    # opens in the background waits on the driver thread.
+    threadless = bool(getattr(driver, "threadless", False))
+    if settings.wait_for_cluster or threadless:
         await resolver.find()
-    engine = _make_engine(resolver, driver, checked, make_clock)
+    engine = _make_engine(resolver, driver, checked, make_clock, threadless=threadless)
     producer = SendProducer._create(engine, ClusterProbe(resolver, driver, engine.bridge))
     await task_group.start(producer._engine.run)
     return producer
@@ -203,6 +206,8 @@ def _make_engine(
     driver: DriverName | DriverFactory | None,
     observers: Sequence[Observer],
     make_clock: ClockFactory,
+    *,
+    threadless: bool,
 ) -> Engine:
     settings = resolver.settings
     loop = current_loop()
@@ -211,8 +216,7 @@ def _make_engine(
         loop,
         lambda: make_driver(driver, resolver.for_client()),
         monotonic=clock.monotonic,
-        # The fake producer's driver has this attribute: it never waits, and needs no thread.
-        threadless=getattr(driver, "threadless", False),
+        threadless=threadless,
     )
     bounds: dict[str, Any] = {
         "max_in_flight": settings.max_in_flight,

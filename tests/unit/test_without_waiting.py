@@ -9,6 +9,7 @@ import pytest
 
 from anyio_sendproducer import (
     DeliveryTimeout,
+    DiscoveryError,
     Persistence,
     ProducerBroken,
     ProducerFenced,
@@ -23,6 +24,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.telemetry import GenerationOpened
 from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.calls import Call, at_gate, quiet, record, task_group
 from tests.support.clock import ManualClock
 from tests.support.observers import Recorder
@@ -234,3 +236,54 @@ async def test_settings_that_are_enriched_late(fake: FakeDriver, clock: ManualCl
         assert (await producer.send(record())).offset == 0
         assert fake.settings is not None
         assert fake.settings.client_id == "enriched"
+
+
+# --- without a driver thread, nothing may wait: that would stop the event loop -------------------
+
+
+async def test_a_threadless_producer_is_open_when_its_block_begins() -> None:
+    service, fake = Service(), PolledFakeDriver(threadless=True)
+    service.answers = True
+
+    async def enrich(settings: ProducerSettings) -> ProducerSettings:
+        return settings.evolve(service_name="kafka.invalid", client_id="enriched")
+
+    settings = SETTINGS.evolve(bootstrap_servers="", discovery_method=service, enrich=enrich)
+    async with open_send_producer(settings, driver=fake) as producer:
+        assert producer.statistics().is_connected
+        assert fake.settings is not None
+        assert fake.settings.addresses == ("found.invalid:9092",)
+        assert fake.settings.client_id == "enriched"
+        assert (await producer.send(record())).offset == 0
+
+
+async def test_a_threadless_producer_that_finds_no_service_does_not_start() -> None:
+    settings = SETTINGS.evolve(
+        bootstrap_servers="", service_name="kafka.invalid", discovery_method=Service()
+    )
+    fake = PolledFakeDriver(threadless=True)
+    with pytest.raises(DiscoveryError, match="no name server answers"):
+        async with open_send_producer(settings, driver=fake):
+            pytest.fail("the block was entered")
+    assert fake.opened == 0
+
+
+async def test_a_threadless_driver_that_cannot_open_ends_the_start() -> None:
+    fake = PolledFakeDriver(threadless=True)
+    fake.open_error = NO_BROKER
+    with pytest.raises(ProducerStartError) as caught:
+        async with open_send_producer(SETTINGS, driver=fake):
+            pytest.fail("the block was entered")
+    assert caught.value is NO_BROKER
+
+
+async def test_a_threadless_producer_breaks_if_its_next_driver_cannot_open() -> None:
+    fake = PolledFakeDriver(threadless=True)
+    async with open_send_producer(SETTINGS, driver=fake) as producer:
+        await producer.send(record())
+        fake.open_error = NO_BROKER
+        fake.break_client()
+        await until(lambda: producer.statistics().state == "broken")
+        with pytest.raises(ProducerBroken, match="no broker answered") as caught:
+            await producer.send(record())
+        assert caught.value.__cause__ is NO_BROKER

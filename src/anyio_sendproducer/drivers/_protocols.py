@@ -10,7 +10,10 @@ Which thread calls which method:
 - A thread of its own: ``describe``.
 
 If the factory of the driver has the attribute ``threadless = True``, the event loop calls
-everything.
+everything. The producer then ignores ``wait_for_cluster=False``: it looks a service up, calls
+``enrich`` and opens the driver before the block begins, and the start raises their errors. If a
+later driver, which replaces a broken one, can't be opened, the producer breaks, because a pause
+before another attempt would stop the event loop.
 """
 
 from __future__ import annotations
