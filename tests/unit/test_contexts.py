@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import threading
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextvars import ContextVar
@@ -13,6 +14,7 @@ import pytest
 from anyio_sendproducer import (
     Message,
     ProducerSettings,
+    ProducerStartError,
     SendProducer,
     SendProducerError,
     open_send_producer,
@@ -22,7 +24,7 @@ from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.drivers.security._settings import TokenSource
 from anyio_sendproducer.telemetry import Event, Given
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import end_error, record
+from tests.support.calls import end_error, raising, record
 from tests.support.waiting import PATIENCE, until
 
 who: ContextVar[str] = ContextVar("who", default="nobody")
@@ -193,3 +195,20 @@ async def test_hooks_do_not_change_the_context_of_the_caller(
         await producer.send(record())
         assert who.get() == "opener"
     assert seen == ["opener"]
+
+
+async def test_a_producer_factory_runs_on_a_separate_thread_in_the_openers_context() -> None:
+    seen: list[tuple[str, str]] = []
+
+    def make(_: dict[str, Any]) -> Any:
+        seen.append((who.get(), threading.current_thread().name))
+        raise OSError("no client today")
+
+    who.set("opener")
+    settings = ProducerSettings(bootstrap_servers="broker.invalid:9092", producer_factory=make)
+    with raising(ProducerStartError, match="no client today"):
+        async with open_send_producer(settings):
+            pass
+    [(context, thread)] = seen
+    assert context == "opener"
+    assert re.fullmatch(r"anyio-sendproducer-\d+-open", thread)

@@ -182,12 +182,13 @@ class Driver(Protocol):
         be repeated.
 
         The producer calls this and the next two methods only if the settings have a
-        ``transactional_id``. After another thread called :meth:`close`, each of the three may raise
-        :exc:`~anyio_sendproducer.ProducerClosed`.
+        ``transactional_id``.
 
         Raises:
+            TransactionAborted: the client can only abort.
             TransactionError: the transaction could not be begun.
             ProducerFenced: another producer took over the ``transactional_id``.
+            ProducerClosed: another thread called :meth:`close`.
         """
         ...
 
@@ -204,6 +205,7 @@ class Driver(Protocol):
             TransactionAborted: the transaction can only be aborted.
             TransactionError: the offsets could not be sent.
             ProducerFenced: another producer took over the ``transactional_id``.
+            ProducerClosed: another thread called :meth:`close`.
         """
         ...
 
@@ -221,6 +223,7 @@ class Driver(Protocol):
             TransactionOutcomeUnknown: the commit was requested, and there was no answer.
             TransactionError: the transaction could not be ended.
             ProducerFenced: another producer took over the ``transactional_id``.
+            ProducerClosed: another thread called :meth:`close`.
         """
         ...
 
