@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from anyio_sendproducer.testing._mock_cluster import librdkafka
 from tests.support.brief import on_either_loop
 from tests.support.calls import sure_of_refusals
 from tests.support.clock import ManualClock
+from tests.support.mock_cluster import count_requests, track_requests
 from tests.support.waiting import until
 
 # kafka-python has no types, so every name imported from it is Any.
@@ -34,18 +36,34 @@ kafka_errors: Any = importlib.import_module("kafka.errors")
 RECORD = ProducerRecord("orders", b"two tins", partition=0)
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[MockCluster]:
+@contextlib.contextmanager
+def two_brokers() -> Generator[MockCluster]:
     with mock_cluster(2) as cluster:
         cluster.create_topic("orders", [1, 2])
+        track_requests(cluster)
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[MockCluster]:
+    with two_brokers() as cluster:
         yield cluster
 
 
 @pytest.fixture
 def cluster(running: MockCluster) -> Iterator[MockCluster]:
+    """A cluster that all tests of this module share, so they must not call `answer_next`. After
+    this call, a broker ignores the answers that are planned for any broker."""
     yield running
     running.behave()
     running.move("orders", 0, 1)
+
+
+@pytest.fixture
+def fresh() -> Iterator[MockCluster]:
+    """A cluster for one test."""
+    with two_brokers() as cluster:
+        yield cluster
 
 
 def settings_for(cluster: MockCluster, driver: DriverName, **fields: Any) -> ProducerSettings:
@@ -57,16 +75,19 @@ def settings_for(cluster: MockCluster, driver: DriverName, **fields: Any) -> Pro
 
 @on_either_loop
 async def test_a_temporary_error(cluster: MockCluster, driver: DriverName) -> None:
+    before = count_requests(cluster, 1, "Produce")
     cluster.answer_any("NOT_ENOUGH_REPLICAS", 2)
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
         assert (await producer.send(RECORD)).offset is not None
+    # Two were answered with the error.
+    assert count_requests(cluster, 1, "Produce") >= before + 3
 
 
-async def test_a_refusal(cluster: MockCluster, driver: DriverName) -> None:
-    settings = sure_of_refusals(settings_for(cluster, driver), driver)
+async def test_a_refusal(fresh: MockCluster, driver: DriverName) -> None:
+    settings = sure_of_refusals(settings_for(fresh, driver), driver)
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(RECORD)
-        cluster.answer_next(1, "INVALID_RECORD")
+        fresh.answer_next(1, "INVALID_RECORD")
         with pytest.raises(RecordRejected):
             await producer.send(RECORD)
         await producer.send(RECORD)
@@ -94,10 +115,15 @@ async def test_connections_that_are_closed_and_leaders_that_move(
 ) -> None:
     async with open_send_producer(settings_for(cluster, driver), driver=driver) as producer:
         await producer.send(RECORD)
+        before = count_requests(cluster, 1, "Produce")
         cluster.close_on()
         await producer.send(RECORD)
+        # One was not answered.
+        assert count_requests(cluster, 1, "Produce") >= before + 2
+        before = count_requests(cluster, 2, "Produce")
         cluster.move("orders", 0, 2)
         await producer.send(RECORD)
+        assert count_requests(cluster, 2, "Produce") >= before + 1
 
 
 @on_either_loop
@@ -129,6 +155,9 @@ async def test_a_topic_s_error(cluster: MockCluster, driver: DriverName) -> None
 
 async def test_behave_removes_planned_answers(cluster: MockCluster) -> None:
     cluster.answer_any("POLICY_VIOLATION", 5)
+    async with open_send_producer(settings_for(cluster, "kafka-python")) as producer:
+        with pytest.raises(RecordRejected):
+            await producer.send(RECORD)
     cluster.close_on(5, api="Metadata")
     cluster.set_rtt(1, 60_000)
     cluster.set_topic_error("orders", "UNKNOWN_TOPIC_OR_PARTITION")
@@ -137,6 +166,16 @@ async def test_behave_removes_planned_answers(cluster: MockCluster) -> None:
     cluster.behave()
     async with open_send_producer(settings_for(cluster, "kafka-python")) as producer:
         await producer.send(RECORD)
+
+
+async def test_answers_for_one_broker_replace_answers_for_any_broker(fresh: MockCluster) -> None:
+    fresh.answer_next(1, "NONE")
+    fresh.answer_any("POLICY_VIOLATION", 5)
+    async with open_send_producer(settings_for(fresh, "kafka-python")) as producer:
+        for _ in range(2):
+            await producer.send(RECORD)
+        with pytest.raises(RecordRejected):
+            await producer.send(ProducerRecord("orders", b"two tins", partition=1))
 
 
 def test_a_topic_of_one_partition(cluster: MockCluster) -> None:
