@@ -207,10 +207,57 @@ def test_unsupported_calls_are_refused(cluster: MockCluster) -> None:
         lambda: cluster.answer_next(3, "NONE"),
     ]
     for call in calls:
-        with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) refused \w+\(.*3.*\)"):
+        with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) has no broker 3"):
             call()
+    with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) refused \w+\(orders, 2, 1\)"):
+        cluster.move("orders", 2, 1)
     # A failed call must not be undone.
     cluster.behave()
+
+
+def test_a_refused_topic_is_not_created(cluster: MockCluster) -> None:
+    for call in (
+        lambda: cluster.create_topic("refused", [1, 3]),
+        lambda: cluster.move("refused", 0, 3),
+    ):
+        with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) has no broker 3"):
+            call()
+    assert cluster.create_topic("refused", [1, 2]) == "refused"
+    with pytest.raises(MockClusterError, match=r"refused topic_create\(refused, 1, 1\)"):
+        cluster.create_topic("refused")
+
+
+@pytest.mark.parametrize("broker", [-1, 0, True, "1", 1.0])
+def test_broker_ids_are_checked(cluster: MockCluster, broker: Any) -> None:
+    """librdkafka would stop all brokers for -1."""
+    calls: list[Callable[[], object]] = [
+        lambda: cluster.create_topic("refused-too", [broker]),
+        lambda: cluster.move("orders", 0, broker),
+        lambda: cluster.answer_next(broker, "NONE"),
+        lambda: cluster.set_rtt(broker, 1),
+        lambda: cluster.set_down(broker),
+        lambda: cluster.set_up(broker),
+    ]
+    for call in calls:
+        with pytest.raises(MockClusterError, match=f"has no broker {broker!r}"):
+            call()
+
+
+@pytest.mark.parametrize("number", [-1, True, "1", 1.0])
+def test_numbers_are_checked(cluster: MockCluster, number: Any) -> None:
+    """librdkafka would take the partition -1 from the memory before the first partition."""
+    calls: list[tuple[str, Callable[[], None]]] = [
+        ("partition must be an int of 0", lambda: cluster.move("orders", number, 1)),
+        ("rtt_ms must be an int of 0", lambda: cluster.answer_next(1, "NONE", rtt_ms=number)),
+        ("milliseconds must be an int of 0", lambda: cluster.set_rtt(1, number)),
+        ("times must be an int of 1", lambda: cluster.answer_any("NONE", number)),
+        ("times must be an int of 1", lambda: cluster.close_on(number)),
+    ]
+    for says, call in calls:
+        with pytest.raises(ValueError, match=f"^{says} or more: {number!r}$"):
+            call()
+    with pytest.raises(ValueError, match="times must be an int of 1 or more: 0"):
+        cluster.answer_any("NONE", 0)
 
 
 @pytest.mark.parametrize("brokers", [0, -1, True, "1", 1.0])
@@ -220,6 +267,28 @@ def test_the_maximal_number_of_brokers(brokers: Any) -> None:
         mock_cluster(brokers),
     ):
         pytest.fail("there are none")
+
+
+def test_a_cluster_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    library, ended = librdkafka(), list[str]()
+    destroy = library.rd_kafka_destroy
+
+    def destroy_client(client: int) -> None:
+        ended.append("client")
+        destroy(client)
+
+    def destroy_cluster(_: int) -> None:
+        ended.append("cluster")
+
+    def no_cluster(*_: int) -> None:
+        return None  # NULL
+
+    monkeypatch.setattr(library, "rd_kafka_mock_cluster_new", no_cluster)
+    monkeypatch.setattr(library, "rd_kafka_mock_cluster_destroy", destroy_cluster)
+    monkeypatch.setattr(library, "rd_kafka_destroy", destroy_client)
+    with pytest.raises(MockClusterError, match="the mock cluster did not start"), mock_cluster():
+        pytest.fail("there is none")
+    assert ended == ["client"]
 
 
 def test_without_confluent_kafka_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import Any, Final, NoReturn
 
 from .. import ProducerSettings
+from ._checks import check_count
 from ._kafka_names import REQUESTS, error_code, request_key
 
 __all__ = ["MockCluster", "MockClusterError", "librdkafka", "mock_cluster"]
@@ -186,6 +187,8 @@ class MockCluster:
             MockClusterError: there is no such broker, or the topic exists.
         """
         brokers = [*leaders]
+        for broker in brokers:
+            self._check_broker(broker)
         self._call("topic_create", topic.encode(), len(brokers), 1)
         for partition, broker in enumerate(brokers):
             self.move(topic, partition, broker)
@@ -196,8 +199,11 @@ class MockCluster:
         creates it, and this partition is its last.
 
         Raises:
+            ValueError: ``partition`` is not an int of 0 or more.
             MockClusterError: there is no such broker, or the topic has no such partition.
         """
+        check_count("partition", partition, 0)  # the cluster does not notice a negative one
+        self._check_broker(broker)
         self._call("partition_set_leader", topic.encode(), partition, broker)
 
     def set_topic_error(self, topic: str, error: str | int) -> None:
@@ -228,10 +234,12 @@ class MockCluster:
             rtt_ms: delay of the answer, in milliseconds.
 
         Raises:
-            ValueError: the name of the error or of the request is unknown.
+            ValueError: the name of the error or of the request is unknown, or ``rtt_ms`` is not an
+                int of 0 or more.
             MockClusterError: there is no such broker.
         """
-        self._call(
+        check_count("rtt_ms", rtt_ms, 0)
+        self._call_broker(
             "broker_push_request_error_rtts",
             broker,
             request_key(api),
@@ -250,7 +258,8 @@ class MockCluster:
             api: the kind of request.
 
         Raises:
-            ValueError: the name of the error or of the request is unknown.
+            ValueError: the name of the error or of the request is unknown, or ``times`` is not an
+                int of 1 or more.
         """
         self._push(error_code(error), times, api)
 
@@ -263,13 +272,14 @@ class MockCluster:
             api: the kind of request.
 
         Raises:
-            ValueError: the name of the request is unknown.
+            ValueError: the name of the request is unknown, or ``times`` is not an int of 1 or more.
         """
         self._push(_TRANSPORT, times, api)
 
     def _push(self, code: int, times: int, api: str | int) -> None:
         import ctypes
 
+        check_count("times", times)
         errors = (ctypes.c_int * times)(*[code] * times)
         self._library.rd_kafka_mock_push_request_errors_array(
             self._handle, request_key(api), times, errors
@@ -290,9 +300,11 @@ class MockCluster:
         """Delay each answer of a broker by a number of milliseconds. 0 ends the delay.
 
         Raises:
+            ValueError: ``milliseconds`` is not an int of 0 or more.
             MockClusterError: there is no such broker.
         """
-        self._call("broker_set_rtt", broker, milliseconds)
+        check_count("milliseconds", milliseconds, 0)
+        self._call_broker("broker_set_rtt", broker, milliseconds)
         self._slow.add(broker)
 
     def set_down(self, broker: int) -> None:
@@ -301,7 +313,7 @@ class MockCluster:
         Raises:
             MockClusterError: there is no such broker.
         """
-        self._call("broker_set_down", broker)
+        self._call_broker("broker_set_down", broker)
         self._down.add(broker)
 
     def set_up(self, broker: int) -> None:
@@ -310,7 +322,7 @@ class MockCluster:
         Raises:
             MockClusterError: there is no such broker.
         """
-        self._call("broker_set_up", broker)
+        self._call_broker("broker_set_up", broker)
         self._down.discard(broker)
 
     def behave(self) -> None:
@@ -319,12 +331,23 @@ class MockCluster:
         for broker in [*self._down]:
             self.set_up(broker)
         for broker in self._slow:
-            self._call("broker_set_rtt", broker, 0)
+            self._call_broker("broker_set_rtt", broker, 0)
         self._slow.clear()
         for topic in [*self._failing_topics]:
             self.set_topic_error(topic, "NONE")
         for api in REQUESTS:
             self.forget_answers(api)
+
+    def _check_broker(self, broker: int) -> None:
+        # librdkafka understands -1 as all brokers, or as no leader.
+        if type(broker) is not int or not 1 <= broker <= self.brokers:
+            raise MockClusterError(
+                f"the mock cluster of {self.brokers} broker(s) has no broker {broker!r}"
+            )
+
+    def _call_broker(self, name: str, broker: int, *arguments: Any) -> None:
+        self._check_broker(broker)
+        self._call(name, broker, *arguments)
 
     def _call(self, name: str, *arguments: Any) -> None:
         error = getattr(self._library, f"rd_kafka_mock_{name}")(self._handle, *arguments)
@@ -353,7 +376,8 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
     thread for up to a second.
 
     Args:
-        brokers: the number of brokers.
+        brokers: the number of brokers. If the process may not open enough files for them,
+            librdkafka ends the process.
 
     Yields:
         The cluster.
@@ -362,8 +386,7 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
         ValueError: ``brokers`` is not an int of 1 or more.
         MockClusterError: ``confluent-kafka`` is not installed, or the cluster did not start.
     """
-    if type(brokers) is not int or brokers < 1:
-        raise ValueError(f"brokers must be an int of 1 or more: {brokers!r}")
+    check_count("brokers", brokers)
     library = librdkafka()
     import ctypes
 
@@ -374,9 +397,13 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
     client = library.rd_kafka_new(_PRODUCER, configuration, said, len(said))
     if not client:  # pragma: no cover  # threads or memory ran out
         raise MockClusterError(f"the mock cluster did not start: {said.value.decode()}")
-    handle = library.rd_kafka_mock_cluster_new(client, brokers)
     try:
-        yield MockCluster._create(handle, brokers)  # pyright: ignore[reportPrivateUsage]
+        handle = library.rd_kafka_mock_cluster_new(client, brokers)
+        if not handle:
+            raise MockClusterError("the mock cluster did not start: librdkafka gives no reason")
+        try:
+            yield MockCluster._create(handle, brokers)  # pyright: ignore[reportPrivateUsage]
+        finally:
+            library.rd_kafka_mock_cluster_destroy(handle)
     finally:
-        library.rd_kafka_mock_cluster_destroy(handle)
         library.rd_kafka_destroy(client)
