@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import socket
+import struct
 import sys
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
@@ -166,6 +168,28 @@ async def test_behave_removes_planned_answers(cluster: MockCluster) -> None:
     cluster.behave()
     async with open_send_producer(settings_for(cluster, "kafka-python")) as producer:
         await producer.send(RECORD)
+
+
+#: The answer to it is empty: GetTelemetrySubscriptions, version 0.
+WITHOUT_A_NAME = 71
+
+
+def test_behave_removes_planned_answers_to_requests_without_a_name(cluster: MockCluster) -> None:
+    assert WITHOUT_A_NAME not in REQUESTS.values()
+    request = struct.pack(">hhihb16sb", WITHOUT_A_NAME, 0, 7, -1, 0, b"", 0)
+    host, port = cluster.bootstrap_servers.split(",")[0].split(":")
+
+    def ask() -> bytes:
+        with socket.create_connection((host, int(port)), 30) as connection:
+            connection.sendall(struct.pack(">i", len(request)) + request)
+            return connection.recv(8, socket.MSG_WAITALL)[4:]
+
+    correlation_id = struct.pack(">i", 7)
+    assert ask() == correlation_id
+    cluster.close_on(2, api=WITHOUT_A_NAME)
+    assert ask() == b""
+    cluster.behave()
+    assert ask() == correlation_id
 
 
 async def test_answers_for_one_broker_replace_answers_for_any_broker(fresh: MockCluster) -> None:

@@ -22,7 +22,7 @@ from typing import Any, Final, NoReturn
 
 from .. import ProducerSettings
 from ._checks import check_count
-from ._kafka_names import REQUESTS, error_code, request_key
+from ._kafka_names import error_code, request_key
 
 __all__ = ["MockCluster", "MockClusterError", "librdkafka", "mock_cluster"]
 
@@ -129,6 +129,7 @@ class MockCluster:
     _slow: set[int]
     _down: set[int]
     _failing_topics: set[str]
+    _answered: set[int]
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("MockCluster is made by `with mock_cluster() as cluster:`")
@@ -141,6 +142,7 @@ class MockCluster:
         self._slow = set()
         self._down = set()
         self._failing_topics = set()
+        self._answered = set()
         self.brokers = brokers
         self.bootstrap_servers = self._library.rd_kafka_mock_cluster_bootstraps(handle).decode()
         return self
@@ -280,10 +282,10 @@ class MockCluster:
         import ctypes
 
         check_count("times", times)
+        key = request_key(api)
         errors = (ctypes.c_int * times)(*[code] * times)
-        self._library.rd_kafka_mock_push_request_errors_array(
-            self._handle, request_key(api), times, errors
-        )
+        self._library.rd_kafka_mock_push_request_errors_array(self._handle, key, times, errors)
+        self._answered.add(key)
 
     def forget_answers(self, api: str | int = "Produce") -> None:
         """Cancel the remaining answers of :meth:`answer_any` and :meth:`close_on` to requests of a
@@ -292,7 +294,9 @@ class MockCluster:
         Raises:
             ValueError: the name of the request is unknown.
         """
-        self._library.rd_kafka_mock_clear_request_errors(self._handle, request_key(api))
+        key = request_key(api)
+        self._library.rd_kafka_mock_clear_request_errors(self._handle, key)
+        self._answered.discard(key)
 
     # --- brokers -----------------------------------------------------------------------------
 
@@ -335,7 +339,7 @@ class MockCluster:
         self._slow.clear()
         for topic in [*self._failing_topics]:
             self.set_topic_error(topic, "NONE")
-        for api in REQUESTS:
+        for api in [*self._answered]:
             self.forget_answers(api)
 
     def _check_broker(self, broker: int) -> None:
