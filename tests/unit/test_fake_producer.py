@@ -146,6 +146,22 @@ def test_its_driver_rings_at_once_if_it_has_outcomes() -> None:
     assert isinstance(recorder.outcomes_of([parcel])[0], RecordMetadata)
 
 
+def test_its_driver_counts_only_the_records_that_it_took() -> None:
+    driver, recorder = PolledFakeDriver(), Recorder()
+    driver.open(recorder)
+    driver.submit_error = KeyError("refused")
+    with pytest.raises(KeyError, match="refused"):
+        driver.submit([Parcel(record())])
+    driver.submit_error = None
+    driver.unknown_topics.add("unknown")
+    held = Parcel(record(topic="unknown"))
+    assert driver.submit([held]).held == [held]
+    assert driver.poll(1) == 0
+    driver.submit([Parcel(record())])
+    assert driver.poll(0) == 1
+    assert driver.poll(1) == 0
+
+
 # --- it behaves like a real producer -------------------------------------------------------------
 
 

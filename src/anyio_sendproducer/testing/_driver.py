@@ -251,6 +251,7 @@ class FakeDriver:
                 errors.append(error)
         with self._lock:
             records = [submission.record for submission in taken]
+            self._on_taken(len(records))
             self.submitted += records
             self._transactions.add(records)
             self._under_way += ready
@@ -441,6 +442,10 @@ class FakeDriver:
         chosen = {id(one) for one in matching}
         self._under_way = [one for one in self._under_way if id(one) not in chosen]
         return matching
+
+    def _on_taken(self, count: int) -> None:
+        """Note that records were taken, each of which will have an outcome, before the first of
+        these outcomes."""
 
     def _write(self, record: ProducerRecord[Any, Any]) -> Outcome:
         return self._topics.write(record)

@@ -50,7 +50,7 @@ class PolledFakeDriver(FakeDriver):
         # Reentrant: a finalizer may submit while the test acknowledges, on the same thread.
         self._guard = threading.RLock()
         self._outcomes: list[tuple[Any, Outcome]] = []
-        #: How many records were submitted and not reported, including those that a thread is
+        #: How many records were taken and not reported, including those that a thread is
         #: completing.
         self._unreported = 0
         self._is_watching = False
@@ -70,11 +70,7 @@ class PolledFakeDriver(FakeDriver):
 
     def submit(self, batch: Sequence[Submission], /) -> Submitted:
         """Take records, and call the listener."""
-        with self._guard:
-            self._unreported += len(batch)
         answer = super().submit(batch)
-        with self._guard:
-            self._unreported -= len(answer.held)
         self.listener()
         return answer
 
@@ -109,6 +105,10 @@ class PolledFakeDriver(FakeDriver):
             reports, self._outcomes = self._outcomes, []
             self._unreported -= len(reports)
         self._report_all(reports)
+
+    def _on_taken(self, count: int) -> None:
+        with self._guard:
+            self._unreported += count
 
     def _report(self, submissions: list[Any], outcomes: list[Outcome]) -> int:
         with self._guard:
