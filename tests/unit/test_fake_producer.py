@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -480,6 +480,52 @@ async def test_a_fake_driver_accepts_a_rule(settings: ProducerSettings) -> None:
 def test_wrong_counts_are_refused(argument: str, number: Any) -> None:
     with pytest.raises(ValueError, match=f"^{argument} must be an int of 1 or more: {number!r}"):
         FailWhen(factories.rejected, **{argument: number})
+
+
+def test_a_rule_s_arguments_are_checked_at_once() -> None:
+    rejected: Any = factories.rejected()
+    wrong: Any = ["orders"]
+    nothing: Any = None
+    with pytest.raises(ValueError, match="every must be an int of 1 or more: None"):
+        FailWhen(factories.rejected, every=nothing)
+    with pytest.raises(TypeError, match="error must be callable, not RecordRejected"):
+        FailWhen(rejected)
+    with pytest.raises(TypeError, match="where must be callable, not list"):
+        FailWhen(factories.rejected, where=wrong)
+    with pytest.raises(TypeError, match="topic must be a str or None, not list"):
+        FailWhen(factories.rejected, topic=wrong)
+
+
+async def test_an_answer_that_is_no_rule_is_refused() -> None:
+    rejected: Any = factories.rejected()
+    with pytest.raises(TypeError, match="answer must be callable, not RecordRejected"):
+        async with fake_producer(answer=rejected):
+            pytest.fail("the block was entered")
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.0, True, "1", None])
+def test_a_wrong_number_of_partitions_is_refused(count: Any) -> None:
+    says = f"partitions must be an int of 1 or more: {count!r}"
+    driver = FakeDriver()
+    with pytest.raises(ValueError, match=says):
+        FakeDriver(partitions=count)
+    with pytest.raises(ValueError, match=says):
+        driver.partitions = count
+    assert driver.partitions == 4
+
+
+@pytest.mark.parametrize("count", [-1, 1.0, True, "1"])
+def test_a_wrong_number_of_records_is_refused_and_none_is_lost(count: Any) -> None:
+    driver, rejected = FakeDriver(manual=True), cast("Any", factories.rejected())
+    driver.submit([Parcel(record()), Parcel(record())])
+    with pytest.raises(ValueError, match=f"count must be an int of 0 or more: {count!r}"):
+        driver.acknowledge(count)
+    with pytest.raises(ValueError, match=f"count must be an int of 0 or more: {count!r}"):
+        driver.fail(factories.rejected, count, topic="t")
+    with pytest.raises(TypeError, match="error must be callable, not RecordRejected"):
+        driver.fail(rejected)
+    assert driver.acknowledge(0) == 0
+    assert driver.acknowledge() == 2
 
 
 # --- failures of each kind -----------------------------------------------------------------------

@@ -1,8 +1,18 @@
-"""Checks of the numbers that tests pass to the test kit."""
+"""Checks of the arguments that tests pass to the test kit."""
 
 from __future__ import annotations
 
-__all__ = ["check_count"]
+__all__ = ["check_callable", "check_count", "check_topic"]
+
+
+def check_callable(name: str, argument: object) -> None:
+    """Check an argument that is a function.
+
+    Raises:
+        TypeError: it can't be called.
+    """
+    if not callable(argument):
+        raise TypeError(f"{name} must be callable, not {type(argument).__name__}")
 
 
 def check_count(name: str, number: object, least: int = 1) -> None:
@@ -13,3 +23,13 @@ def check_count(name: str, number: object, least: int = 1) -> None:
     """
     if type(number) is not int or number < least:
         raise ValueError(f"{name} must be an int of {least} or more: {number!r}")
+
+
+def check_topic(topic: object) -> None:
+    """Check an argument that is the name of a topic, or None.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if topic is not None and not isinstance(topic, str):
+        raise TypeError(f"topic must be a str or None, not {type(topic).__name__}")

@@ -28,6 +28,7 @@ from ..drivers import (
     choose_partition,
     serialize_record,
 )
+from ._checks import check_callable, check_count
 from ._fake_cluster import FakeTopics, FakeTransactions
 
 __all__ = ["FakeDriver", "Gate"]
@@ -108,6 +109,9 @@ class FakeDriver:
         judge: a function that is called with each record before the record is acknowledged. If the
             function returns an error, the record fails.
         settings: the producer's settings; None until the producer has created its driver.
+
+    Raises:
+        ValueError: ``partitions`` is not an int of 1 or more.
     """
 
     def __init__(self, *, partitions: int = 4, manual: bool = False) -> None:
@@ -142,7 +146,7 @@ class FakeDriver:
 
     @property
     def partitions(self) -> int:
-        """How many partitions each topic has."""
+        """How many partitions each topic has: an int of 1 or more."""
         return self._topics.partitions
 
     @partitions.setter
@@ -377,6 +381,9 @@ class FakeDriver:
 
         Returns:
             The number of records that were acknowledged or failed.
+
+        Raises:
+            ValueError: ``count`` is not an int of 0 or more.
         """
         with self._lock:
             taken = self._take(count, topic, where)
@@ -404,7 +411,12 @@ class FakeDriver:
 
         Returns:
             The number of records that failed.
+
+        Raises:
+            TypeError: ``error`` is not callable.
+            ValueError: ``count`` is not an int of 0 or more.
         """
+        check_callable("error", error)
         with self._lock:
             taken = self._take(count, topic, where)
         submissions = [submission for submission, _ in taken]
@@ -430,6 +442,8 @@ class FakeDriver:
         topic: str | None,
         where: Callable[[ProducerRecord[Any, Any]], bool] | None,
     ) -> list[tuple[Any, ProducerRecord[Any, Any]]]:
+        if count is not None:
+            check_count("count", count, 0)
         if topic is None and where is None:
             matching = self._under_way[:count]
             del self._under_way[: len(matching)]

@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import ConsumerGroupMetadata, ProducerRecord, RecordMetadata, SendProducerError
 from ..drivers import ConsumedOffset
+from ._checks import check_count
 
 __all__ = ["FakeTopics", "FakeTransactions"]
 
@@ -16,7 +17,6 @@ class FakeTopics:
     """Topics that all have the same number of partitions, and the records in them.
 
     Attributes:
-        partitions: how many partitions each topic has.
         unknown: topics without metadata.
         describe_error: the error to raise when the cluster is to describe itself, or None.
         written: the acknowledged records by topic and partition, in the order of their offsets.
@@ -28,6 +28,16 @@ class FakeTopics:
         self.describe_error: SendProducerError | None = None
         self.written: dict[tuple[str, int], list[ProducerRecord[Any, Any]]] = {}
         self._turn = 0
+
+    @property
+    def partitions(self) -> int:
+        """How many partitions each topic has."""
+        return self._partitions
+
+    @partitions.setter
+    def partitions(self, count: int) -> None:
+        check_count("partitions", count)
+        self._partitions = count
 
     def write(self, record: ProducerRecord[Any, Any]) -> RecordMetadata:
         """Append a record to its partition."""

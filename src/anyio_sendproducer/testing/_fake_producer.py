@@ -29,6 +29,7 @@ from .. import (
 )
 from ..drivers import ConsumedOffset
 from . import factories
+from ._checks import check_callable
 from ._polled_driver import PolledFakeDriver
 from ._rules import AnswerRule
 
@@ -190,6 +191,9 @@ class FakeProducer:
             The number of these records. Right after a call of ``enqueue_nowait``, the client may
             not have the record yet, so await :meth:`wait_until_sent` first. A task that awaits one
             of the records continues when it is scheduled next.
+
+        Raises:
+            ValueError: ``count`` is not an int of 0 or more.
         """
         return self._driver.acknowledge(count, topic=topic, where=where)
 
@@ -213,6 +217,10 @@ class FakeProducer:
         Returns:
             The number of these records. A task that awaits one of them continues when it is
             scheduled next.
+
+        Raises:
+            TypeError: ``error`` is not callable.
+            ValueError: ``count`` is not an int of 0 or more.
         """
         return self._driver.fail(error, count, topic=topic, where=where)
 
@@ -344,12 +352,16 @@ async def fake_producer(
         The fake, whose ``producer`` is the :class:`~anyio_sendproducer.SendProducer`.
 
     Raises:
+        TypeError: ``answer`` is not callable.
+        ValueError: ``partitions`` is not an int of 1 or more.
         BaseException: the ``start_error``.
         UndeliveredRecords: the block ended without an error, but nobody awaited a failed record.
         ProducerMisused: a different task left the block than the one that entered it.
 
     Cancellation releases all resources.
     """
+    if answer is not None:
+        check_callable("answer", answer)
     driver = PolledFakeDriver(partitions=partitions, manual=manual, threadless=True)
     driver.open_error = start_error
     async with open_send_producer(_without_cluster(settings), driver=driver) as producer:

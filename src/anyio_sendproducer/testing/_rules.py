@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import DeliveryError, ProducerRecord
+from ._checks import check_callable, check_count, check_topic
 
 __all__ = ["AnswerRule", "FailWhen"]
 
@@ -38,6 +39,7 @@ class FailWhen:
         failed: how many records have failed.
 
     Raises:
+        TypeError: ``error`` or ``where`` is not callable, or ``topic`` is not a str.
         ValueError: ``every`` or ``times`` is not an int of 1 or more.
     """
 
@@ -50,9 +52,13 @@ class FailWhen:
         every: int = 1,
         times: int | None = None,
     ) -> None:
-        for name, number in (("every", every), ("times", times)):
-            if number is not None and (type(number) is not int or number < 1):
-                raise ValueError(f"{name} must be an int of 1 or more: {number!r}")
+        check_callable("error", error)
+        check_topic(topic)
+        if where is not None:
+            check_callable("where", where)
+        check_count("every", every)
+        if times is not None:
+            check_count("times", times)
         self.failed: int = 0
         self._error = error
         self._topic = topic
