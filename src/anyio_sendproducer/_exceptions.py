@@ -297,6 +297,16 @@ def add_note(error: BaseException, note: str) -> None:
     error.__dict__.setdefault("__notes__", []).append(note)
 
 
+def discreet(error: E, text: str) -> E:
+    """Give an error a text for logs and spans, because its message may repeat the record.
+
+    Returns:
+        The same error.
+    """
+    error.__dict__["_discreet"] = text
+    return error
+
+
 def copy_of(error: E) -> E:
     """Copy an error that is raised more than once.
 

@@ -25,6 +25,7 @@ from ._settings_resolver import SettingsResolver
 from ._task_groups import plain_task_group
 from .drivers import DriverFactory, DriverName, make_driver
 from .telemetry import Observer
+from .telemetry._logging import describe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -283,4 +284,5 @@ def _note_undelivered(error: BaseException, producer: SendProducer) -> None:
     with engine.step:
         errors, count = engine.ledger.take_undelivered()
     if count:
-        add_note(error, str(UndeliveredRecords(errors, count)))
+        # A log of ProducerService has the note, too.
+        add_note(error, describe(UndeliveredRecords(errors, count)))

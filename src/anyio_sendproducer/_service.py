@@ -29,6 +29,7 @@ from ._producer import SendProducer
 from ._settings import ProducerSettings, SettingsFields, settings_for
 from .drivers import DriverFactory, DriverName
 from .telemetry import Observer
+from .telemetry._logging import describe
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -249,7 +250,7 @@ class ProducerService:
             with CancelScope(shield=True):
                 await run.ended.wait()
             if run.error is not None:
-                _log.error("ProducerService.stop() was cancelled: %s", run.error)
+                _log.error("ProducerService.stop() was cancelled: %s", describe(run.error))
             raise
         if run.producer is not None and run.error is not None:
             raise _again(run.error)

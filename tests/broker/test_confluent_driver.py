@@ -46,6 +46,7 @@ from anyio_sendproducer.drivers.librdkafka import (
 from anyio_sendproducer.drivers.librdkafka._client import new_client
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.drivers.librdkafka._log_relay import LogRelay
+from anyio_sendproducer.telemetry._logging import describe
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
 from tests.support.clock import ManualClock
@@ -272,6 +273,7 @@ def test_only_records_that_the_client_refuses_are_rejected(
         assert isinstance(last, RecordMetadata)
         assert says in str(rejected(refused))
         assert rejected(refused).record is record
+        assert "a header with the name '" not in describe(rejected(refused))
 
 
 @pytest.mark.parametrize("code", [MSG_SIZE_TOO_LARGE, TOPIC_AUTHORIZATION_FAILED])

@@ -1225,6 +1225,7 @@ async def test_the_exception_of_the_body_gets_a_note_about_failures(
     notes: list[str] = caught.value.__dict__["__notes__"]
     assert len(notes) == 1
     assert notes[0].startswith("1 record(s) failed and nobody awaited the outcome")
+    assert notes[0].endswith("; the first: DeliveryError: refused [not persisted]")
 
 
 async def test_no_note_without_failures(settings: ProducerSettings, fake: FakeDriver) -> None:

@@ -465,6 +465,32 @@ async def test_a_cancelled_stop_hurries(
 
 
 @on_asyncio
+async def test_the_log_of_a_cancelled_stop_does_not_repeat_a_record(
+    settings: ProducerSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    def serialize(value: bytes) -> bytes:
+        if value == b"secret":
+            raise ValueError(value)
+        return value
+
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(cancel_timeout=0.0, value_serializer=serialize)
+    service = ProducerService(settings, driver=fake)
+    producer = await started(service)
+    producer.enqueue_nowait(record(b"secret"))
+    producer.enqueue_nowait(record())
+    await taken(fake, 1)
+    stop = asyncio.create_task(service.stop())
+    await until(lambda: producer.statistics().state == "draining")
+    stop.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stop
+    (said,) = [one.getMessage() for one in caplog.records if "was cancelled" in one.getMessage()]
+    assert "the first: SerializationFailed: the value_serializer raised ValueError [" in said
+    assert "secret" not in caplog.text
+
+
+@on_asyncio
 async def test_closing_goes_on_after_a_second_cancellation(
     service: ProducerService, fake: FakeDriver
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+from collections.abc import Sequence
 from typing import Any, cast
 
 import pytest
@@ -17,9 +18,13 @@ from anyio_sendproducer import (
     ProducerSettings,
     RecordMetadata,
     RecordRejected,
+    SendProducerError,
     SerializationFailed,
+    UndeliveredRecords,
     open_send_producer,
 )
+from anyio_sendproducer.drivers.kafka_python._errors import not_taken
+from anyio_sendproducer.drivers.kafka_python._partitioning import NoPartition
 from anyio_sendproducer.telemetry import (
     Accepted,
     Batch,
@@ -34,6 +39,7 @@ from anyio_sendproducer.telemetry import (
     Refused,
     Withdrawn,
 )
+from anyio_sendproducer.telemetry._logging import describe, error_type
 from anyio_sendproducer.testing import FakeDriver
 from tests.support.calls import generation, raising, record, refuse, taken
 from tests.support.waiting import until
@@ -182,7 +188,7 @@ def test_each_event_has_its_line(lines: pytest.LogCaptureFixture) -> None:
         "the producer is closing; 3 accepted record(s) have no outcome yet",
         (
             "1 record(s) to topic t were not delivered (anyio_sendproducer.SerializationFailed, "
-            "not persisted); the first: the serializer failed with UnicodeError"
+            "not persisted); the first: a serializer failed with UnicodeError"
         ),
     ]
     extras = [fields(line) for line in lines.records]
@@ -232,6 +238,57 @@ async def test_a_value_in_the_error_of_a_serializer_is_not_logged(
         with raising(MultiDeliveryError):
             await producer.send_many([record(b"secret")])
     assert "secret" not in lines.text
+
+
+def raises(*given: object) -> Any:
+    """A partitioner, or a serializer, that repeats what it got."""
+    raise ValueError(str(given))
+
+
+def returns_the_key(_topic: str, key: bytes | None, _partitions: Sequence[int]) -> Any:
+    return str(key)
+
+
+@pytest.mark.parametrize(
+    ("hooks", "said"),
+    [
+        ({"partitioner": raises}, "the partitioner raised ValueError"),
+        ({"partitioner": returns_the_key}, "the partitioner did not return a partition"),
+        ({"key_serializer": raises}, "the key_serializer raised ValueError"),
+        ({"value_serializer": raises}, "the value_serializer raised ValueError"),
+        ({"value_serializer": list}, "the value_serializer returned list, not bytes"),
+    ],
+)
+async def test_no_log_repeats_what_a_hook_says(
+    hooks: dict[str, Any],
+    said: str,
+    settings: ProducerSettings,
+    fake: FakeDriver,
+    lines: pytest.LogCaptureFixture,
+) -> None:
+    sent = ProducerRecord("t", b"secret", b"secret")
+    settings = settings.evolve(**hooks)
+    with raising(UndeliveredRecords) as undelivered:
+        async with open_send_producer(settings, driver=fake, observers=[LoggingObserver()]) as made:
+            made.enqueue_nowait(sent)
+    error = undelivered.value.errors[0]
+    assert describe(error).startswith(said)
+    assert f"({error_type(error)}, not persisted); the first: {said}" in lines.text
+    assert f"the first: {type(error).__name__}: {said}" in describe(undelivered.value)
+    assert "secret" not in lines.text + describe(undelivered.value)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (not_taken(record(), ValueError("secret")), "kafka-python did not take the record: Value"),
+        (NoPartition("chose secret").rejection(record()), "the partitioner did not return a"),
+        (UndeliveredRecords([], 2), "2 record(s) failed and nobody awaited the outcome; the first"),
+    ],
+)
+def test_other_errors_that_may_repeat_a_record(error: SendProducerError, said: str) -> None:
+    assert describe(error).startswith(said)
+    assert "secret" not in describe(error)
 
 
 def test_all_loggers_belong_to_one_tree() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from .._exceptions import Persistence, RecordRejected
+from .._exceptions import Persistence, RecordRejected, discreet
 from .._hooks import Partitioner
 from .._records import ProducerRecord
 from .._shown import raised_text, shown
 from .._validation import plain
 
-__all__ = ["choose_partition"]
+__all__ = ["choose_partition", "discreet_reason"]
 
 
 def choose_partition(
@@ -47,11 +47,22 @@ def choose_partition(
         reason = f"returned {shown(chosen)}, which is not a partition of topic {record.topic!r}"
     # As with a serializer, even SystemExit comes from the partitioner, and fails only this record.
     except BaseException as error:
-        raise _rejected(record, raised_text(error)) from error
-    raise _rejected(record, reason)
+        raise _rejected(record, raised_text(error), error) from error
+    raise _rejected(record, reason, None)
 
 
-def _rejected(record: ProducerRecord[Any, Any], reason: str) -> RecordRejected:
-    return RecordRejected(
+def _rejected(
+    record: ProducerRecord[Any, Any], reason: str, raised: BaseException | None
+) -> RecordRejected:
+    error = RecordRejected(
         f"the partitioner {reason}", record=record, persistence=Persistence.NOT_PERSISTED
     )
+    return discreet(error, discreet_reason(raised))
+
+
+def discreet_reason(raised: BaseException | None) -> str:
+    """Describe the failure of a partitioner for logs and spans. What it returned, and the text of
+    its exception, may be the key."""
+    if raised is None:
+        return "the partitioner did not return a partition of the topic"
+    return f"the partitioner raised {type(raised).__name__}"

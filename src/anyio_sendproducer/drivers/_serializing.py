@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from .._exceptions import Persistence, RecordRejected, SerializationFailed
+from .._exceptions import Persistence, RecordRejected, SerializationFailed, discreet
 from .._hooks import Serialize, serialize_with
 from .._records import ProducerRecord
 from .._settings import ProducerSettings
@@ -49,12 +49,16 @@ def bytes_of(
     # Python raises KeyboardInterrupt on the main thread, and a serializer usually runs on another
     # thread. So SystemExit and the like come from the serializer, and only this record fails.
     except BaseException as error:
-        raise _failed(record, f"the {field}_serializer {raised_text(error)}") from error
+        failure = _failed(record, f"the {field}_serializer {raised_text(error)}")
+        said = f"the {field}_serializer raised {type(error).__name__}"
+        raise discreet(failure, said) from error
     raise _failed(record, f"the {field}_serializer returned {type(content).__name__}, not bytes")
 
 
 def _failed(record: ProducerRecord[Any, Any], message: str) -> SerializationFailed:
-    return SerializationFailed(message, record=record, persistence=Persistence.NOT_PERSISTED)
+    """Make the error of a record. The message must not repeat the record."""
+    error = SerializationFailed(message, record=record, persistence=Persistence.NOT_PERSISTED)
+    return discreet(error, message)
 
 
 def check_headers(record: ProducerRecord[Any, Any], headers: Sequence[object]) -> None:

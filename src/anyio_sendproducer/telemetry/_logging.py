@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
-from .._exceptions import SerializationFailed
+from .._exceptions import SerializationFailed, UndeliveredRecords
 from .._records import ProducerRecord
 from .._shown import one_line, printable
 from ._event_batch import EventBatch
@@ -42,12 +42,19 @@ def error_type(error: BaseException) -> str:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error's message, or the name of its class if it has no message. The message of a
-    serializer's error is not used, because it may contain the record."""
-    if isinstance(error, SerializationFailed):
-        cause = error.__cause__
-        return f"the serializer failed with {type(cause).__name__}"
-    return one_line(error, 2_000) or type(error).__name__
+    """Return an error's message, or the name of its class if it has no message.
+
+    A message that may repeat a record is replaced. The code that makes such an error gives it the
+    other text (``discreet``). Only a driver of the user makes a :exc:`SerializationFailed` without
+    one.
+    """
+    said: object = error.__dict__.get("_discreet", error)
+    if isinstance(error, UndeliveredRecords) and error.errors:
+        first = error.errors[0]
+        said = str(error).replace(str(first), describe(first))
+    elif said is error and isinstance(error, SerializationFailed):
+        said = f"a serializer failed with {type(error.__cause__).__name__}"
+    return one_line(said, 2_000) or type(error).__name__
 
 
 class LoggingObserver:
@@ -57,7 +64,8 @@ class LoggingObserver:
     combination of topic, kind of error and persistence, with the number of records. An unreachable
     cluster thus causes only a few lines. A client that was given up is also logged at WARNING.
     Other events of clients and of the producer are logged at INFO, and other events of records at
-    DEBUG. Keys, values and headers are never logged.
+    DEBUG. Keys, values and headers are never logged. If a serializer or a partitioner raises an
+    exception, only the class of this exception is logged, because its text may contain the record.
 
     Each line has structured fields (``extra``). If OpenTelemetry's conventions define a field, the
     field has the name from the conventions, such as ``messaging.destination.name``,

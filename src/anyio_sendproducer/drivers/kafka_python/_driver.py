@@ -532,7 +532,7 @@ class KafkaPythonDriver:
                 continue
             except NoPartition as error:
                 failed.append(submission)
-                failures.append(rejected(record, str(error), error.__cause__))
+                failures.append(error.rejection(record))
                 continue
             # The `send` of a user's own class may raise anything.
             except BaseException as error:  # noqa: BLE001  # becomes this record's outcome

@@ -19,6 +19,7 @@ from ..._exceptions import (
     Persistence,
     RecordRejected,
     SendProducerError,
+    discreet,
 )
 from ..._failures import CLOSED_TOO_EARLY, delivery_error
 from ..._records import ProducerRecord
@@ -215,13 +216,16 @@ def not_taken(record: ProducerRecord[Any, Any], cause: BaseException) -> Deliver
         hint = " (properties={'max.request.size': ...}, 1 MiB by default)" if is_large else ""
         return rejected(record, f"kafka-python refused the record: {text_of(cause)}{hint}", cause)
     closed = checked and isinstance(cause, kafka_errors.IllegalStateError)
-    return delivery_error(
+    error = delivery_error(
         DeliveryError,
         f"kafka-python did not take the record: {text_of(cause)}",
         record,
         Persistence.NOT_PERSISTED if closed else Persistence.POSSIBLY_PERSISTED,
         harmless(cause),
     )
+    said = f"kafka-python did not take the record: {type(cause).__name__}"
+    # The text of another `send` may repeat the record.
+    return error if checked else discreet(error, said)
 
 
 def _is_raised_by_kafka_python(error: BaseException) -> bool:

@@ -18,7 +18,11 @@ from kafka.partitioner import (
     murmur2,
 )
 
+from ..._exceptions import RecordRejected, discreet
+from ..._records import ProducerRecord
 from ..._shown import raised_text, shown
+from .._partitioning import discreet_reason
+from ._errors import rejected
 
 __all__ = [
     "NoPartition",
@@ -32,6 +36,11 @@ class NoPartition(Exception):
 
     If it raised, its error is the cause.
     """
+
+    def rejection(self, record: ProducerRecord[Any, Any]) -> RecordRejected:
+        """Make the error of the record."""
+        cause = self.__cause__
+        return discreet(rejected(record, str(self), cause), discreet_reason(cause))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ..._exceptions import DeliveryError, SendProducerError
+from ..._exceptions import DeliveryError, SendProducerError, discreet
 from ..._hooks import serialize_with
 from ..._records import ProducerRecord
 from ..._settings import ProducerSettings
@@ -154,7 +154,8 @@ class Submitter:
             # confluent-kafka ends the process if a name cannot be encoded, and truncates a name at
             # a NUL character.
             if "\0" in name or not encodes(name):
-                raise rejected(record, f"librdkafka can't send a header with the name {name!r:.80}")
+                said = "librdkafka can't send a header with the name "
+                raise discreet(rejected(record, f"{said}{name!r:.80}"), f"{said}that it has")
         if record.timestamp_ms == 0:
             raise rejected(
                 record, "librdkafka can't send timestamp_ms=0: it would set the current time"
