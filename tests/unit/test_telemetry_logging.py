@@ -45,6 +45,7 @@ from tests.support.calls import generation, raising, record, refuse, taken
 from tests.support.waiting import until
 
 PLAIN = frozenset(vars(logging.makeLogRecord({})))
+OF_A_RECORD: Any = {"record": record(), "persistence": Persistence.NOT_PERSISTED}
 
 
 def fields(line: logging.LogRecord) -> dict[str, Any]:
@@ -283,6 +284,7 @@ async def test_no_log_repeats_what_a_hook_says(
     [
         (not_taken(record(), ValueError("secret")), "kafka-python did not take the record: Value"),
         (NoPartition("chose secret").rejection(record()), "the partitioner did not return a"),
+        (SerializationFailed("secret", **OF_A_RECORD), "a serializer failed"),
         (UndeliveredRecords([], 2), "2 record(s) failed and nobody awaited the outcome; the first"),
     ],
 )

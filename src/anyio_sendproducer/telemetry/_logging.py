@@ -53,7 +53,8 @@ def describe(error: BaseException) -> str:
         first = error.errors[0]
         said = str(error).replace(str(first), describe(first))
     elif said is error and isinstance(error, SerializationFailed):
-        said = f"a serializer failed with {type(error.__cause__).__name__}"
+        cause = error.__cause__
+        said = "a serializer failed" + (f" with {type(cause).__name__}" if cause else "")
     return one_line(said, 2_000) or type(error).__name__
 
 
