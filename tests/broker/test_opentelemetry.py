@@ -1041,6 +1041,38 @@ async def test_an_instrument_that_raises_keeps_no_span_from_ending(
     assert [line.name for line in caplog.records] == ["anyio_sendproducer.telemetry"]
 
 
+class FaultyInstrument:
+    """An instrument of a provider that raises."""
+
+    def add(self, *_: object) -> None:
+        raise ValueError("no disk")
+
+    record = add
+
+
+@pytest.mark.parametrize("broken", ["_duration", "_sent_size"])
+def test_an_instrument_that_raises_spares_the_others(
+    broken: str, telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    observer = telemetry.observer()
+    monkeypatch.setattr(observer._metrics, broken, FaultyInstrument())
+    sent, metadata = record(), RecordMetadata("t", 0, 0, 0, 0, 1)
+    observer.observe([Accepted(number, sent, 0.0, 5) for number in range(3)])
+    with pytest.raises(ValueError, match="no disk"):
+        observer.observe(
+            [
+                Failed(0, sent, 0.0, 0.5, refuse(sent), handed_over=True, abandoned=False),
+                Delivered(1, sent, 0.0, 0.5, 5, metadata, abandoned=False),
+                Delivered(2, sent, 0.0, 0.5, 5, metadata, abandoned=False),
+            ]
+        )
+    assert telemetry.sums("anyio_sendproducer.in_flight.records") == 0
+    assert telemetry.sums("anyio_sendproducer.in_flight.size") == 0
+    assert telemetry.sums("messaging.client.sent.messages") == 3
+    observer.observe([Accepted(3, sent, 0.0, 5)])  # the error was raised once
+    assert telemetry.sums("anyio_sendproducer.in_flight.records") == 1
+
+
 def test_a_record_accepted_without_the_observer_has_no_span(telemetry: Telemetry) -> None:
     sent = record()
     error = refuse(sent)

@@ -246,8 +246,8 @@ class OpenTelemetryObserver:
         """End the spans of the events, and update the metrics.
 
         Raises:
-            Exception: the first error of a metric or a span, after the spans of all events were
-                ended. After an error of a metric, the metrics lack the later events.
+            Exception: the first error of a metric or a span, after the other metrics were updated
+                and the spans of all events were ended.
         """
         failure: Exception | None = None
         if self._metrics is not None:
@@ -365,6 +365,8 @@ class _Metrics:
         )
         #: The sizes of records when they were accepted, by their numbers.
         self._sizes: dict[int, int] = {}
+        #: The first error of an instrument while events are counted.
+        self._failure: Exception | None = None
 
     def observe(self, events: Sequence[Event], context: Callable[[int], Context]) -> None:
         """Update the metrics.
@@ -372,6 +374,9 @@ class _Metrics:
         Args:
             events: the events.
             context: takes the number of a record, and returns the context of the record's span.
+
+        Raises:
+            Exception: the first error of an instrument, after the others were updated.
         """
         topics = _Topics()
         # The sums by instrument, topic and kind of error. Those of `topics` are added at the end.
@@ -409,7 +414,8 @@ class _Metrics:
                 kind = error_type(event.error)
                 if event.handed_over:
                     sums[self._sent, name, kind] += 1
-                self._duration.record(event.duration, _operation(name, kind), context(event.number))
+                attributes = _operation(name, kind)
+                self._try(self._duration.record, event.duration, attributes, context(event.number))
             elif isinstance(event, Refused):
                 kind = _CANCELLED if event.error is None else error_type(event.error)
                 # Without the topic, which may be what is invalid, and may be any object.
@@ -427,10 +433,19 @@ class _Metrics:
         for (instrument, name, kind), amount in sums.items():
             if not amount:
                 continue
-            if instrument is self._sent:
-                instrument.add(amount, _operation(name, kind))
-            else:
-                instrument.add(amount, _labels(name, kind))
+            make = _operation if instrument is self._sent else _labels
+            self._try(instrument.add, amount, make(name, kind))
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _try(self, update: Callable[..., None], *arguments: Any) -> None:
+        """Update an instrument. If it raises, the sums of the other events are still added:
+        otherwise the number of records in flight would be wrong for good."""
+        try:
+            update(*arguments)
+        except Exception as error:  # noqa: BLE001  # raised when all instruments were updated
+            self._failure = self._failure or error
 
     def _count_accepted(
         self, events: Iterable[tuple[Any, ...]], topics: Mapping[str, _Topic]
@@ -454,7 +469,10 @@ class _Metrics:
             self._count_ended(number, topic)
             topic.sent += 1
             topic.sent_size += size
-            record_duration(duration, topic.attributes, context(number))
+            try:  # _try(), written out: this runs for each record
+                record_duration(duration, topic.attributes, context(number))
+            except Exception as error:  # noqa: BLE001
+                self._failure = self._failure or error
 
     def _count_ended(self, number: int, topic: _Topic) -> None:
         topic.in_flight -= 1
