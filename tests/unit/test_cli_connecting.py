@@ -114,7 +114,7 @@ def test_no_properties() -> None:
         ("x.properties", b"\xff", "x.properties is not UTF-8: save it"),
         ("x.properties", "client.id=me".encode("utf-16"), "x.properties is not UTF-8: save it"),
         ("x.toml", "client-id='me'".encode("utf-16"), "x.toml is not UTF-8: save it"),
-        ("x.properties", b"a=\\u12", "x.properties: "),
+        ("x.properties", b"a=\\u12", "x.properties, line 1: "),
         ("x.conf", b"", "must end in .properties or .toml"),
         ("x.toml", b"speed = 1", "x.toml: 'speed' is not a setting"),
         ("x.toml", b"max-in-flight = 'a'", "x.toml: max_in_flight must be an int"),

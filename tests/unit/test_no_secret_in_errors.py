@@ -206,3 +206,14 @@ def test_no_error_contains_the_content_of_a_properties_file(rest: bytes, tmp_pat
     path = tmp_path / "client.properties"
     path.write_bytes(f"sasl.password={SECRET}\n".encode() + rest)
     assert SECRET not in refused(lambda: settings_of(Connection(config=path)))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_wrong_escape_is_named_by_its_line(end: str, tmp_path: Path) -> None:
+    path = tmp_path / "client.properties"
+    lines = ["# a comment", "", "client.id=a\\", "  b", r"sasl.password=ab\uSecret99", "x=y"]
+    path.write_bytes(end.join(lines).encode())
+    said = refused(lambda: settings_of(Connection(config=path)))
+    assert f"{path}, line 5: " in said
+    assert "must be followed by four hexadecimal digits" in said
+    assert "Secr" not in said.replace(str(path), "")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -21,6 +22,8 @@ __all__ = ["read_properties", "read_toml"]
 #: A larger settings file is a mistake, for example a path such as /dev/zero; bytes.
 _LARGEST: Final = 1024 * 1024
 
+_LINE_END: Final = re.compile(r"\r\n?|\n")
+
 
 def read_properties(path: Path) -> dict[str, str]:
     """The names and values in a ``.properties`` file.
@@ -30,15 +33,17 @@ def read_properties(path: Path) -> dict[str, str]:
     """
     import javaproperties
 
-    text = _read(path)
-    problem = ""
-    try:
-        found: dict[str, str] = javaproperties.loads(text)
-    except ValueError as error:  # an escape sequence
-        problem = str(error)
-    else:
+    found: dict[str, str] = {}
+    line = 1
+    # Not the message of InvalidUEscapeError, which repeats up to four characters of a value.
+    with contextlib.suppress(javaproperties.InvalidUEscapeError):
+        # Its type hints do not name the type of an IO.
+        for element in javaproperties.parse(_read(path)):  # pyright: ignore[reportUnknownMemberType]
+            if isinstance(element, javaproperties.KeyValue):
+                found[element.key] = element.value
+            line += len(_LINE_END.findall(element.source))
         return found
-    raise SettingsError(f"{path}: {problem}")
+    raise SettingsError(rf"{path}, line {line}: \u must be followed by four hexadecimal digits")
 
 
 def read_toml(path: Path, table: str) -> dict[str, Any]:
