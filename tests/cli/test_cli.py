@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import importlib
 import importlib.metadata
 import json
@@ -350,6 +351,36 @@ def test_ctrl_c_before_the_event_loop_runs(
     monkeypatch.setattr(_demo, "load_readings", interrupt)
     assert run_main("demo") == 128 + signal.SIGINT
     assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
+
+
+def that_raises(error: BaseException) -> Callable[..., Any]:
+    def call(*_: object) -> Any:
+        raise error
+
+    return call
+
+
+def test_ctrl_c_at_the_prompt_for_the_password(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(getpass, "getpass", that_raises(KeyboardInterrupt()))
+    assert run_main("check", "-b", "a:1", "-W") == 128 + signal.SIGINT
+    # The prompt has not ended its line.
+    assert capsys.readouterr().err == "\nanyio-sendproducer: interrupted\n"
+
+
+def test_ctrl_c_before_the_command_is_imported(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "require", that_raises(KeyboardInterrupt()))
+    assert run_main("demo") == 128 + signal.SIGINT
+    assert capsys.readouterr().err == "anyio-sendproducer: interrupted\n"
+
+
+def test_an_unexpected_error_of_a_command_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_demo, "load_readings", that_raises(EOFError("the data set ended")))
+    with pytest.raises(EOFError, match="the data set ended"):
+        run_main("demo")
 
 
 def test_a_new_topic_gets_the_requested_number_of_partitions(cluster: str) -> None:

@@ -7,11 +7,12 @@ is not installed. The commands need the extra ``cli``. They import other package
 from __future__ import annotations
 
 import importlib.metadata
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final, cast
 
-from ._running import EXTRA, USAGE, MissingExtra, complain, require
+from ._running import EXTRA, USAGE, MissingExtra, complain, interrupted, require
 from ._streams import steady_streams
 
 __all__ = ["main"]
@@ -32,7 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: a shell asks for the completion of a word.
     """
     with steady_streams():
-        return _main(sys.argv[1:] if arguments is None else [*arguments])
+        try:
+            return _main(sys.argv[1:] if arguments is None else [*arguments])
+        except KeyboardInterrupt:  # before the command runs, for example at the password's prompt
+            return interrupted(signal.SIGINT)
 
 
 def _main(words: list[str]) -> int:
@@ -52,6 +56,9 @@ def _main(words: list[str]) -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except click.Abort as error:
+        # Click replaces KeyboardInterrupt and EOFError by it.
+        raise error.__cause__ or error from None
     return cast("int", code)
 
 
