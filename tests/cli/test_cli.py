@@ -405,6 +405,16 @@ def test_a_topic_whose_leader_is_new(error: str, monkeypatch: pytest.MonkeyPatch
             _reading.prepare_topic(cluster.bootstrap_servers, "t", 1)
 
 
+def test_a_topic_that_is_not_created_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 1.0)
+    # The mock cluster has no controller, so the request is never sent.
+    with (
+        mock_cluster() as cluster,
+        pytest.raises(_reading.ClusterError, match=r"waiting for controller: .*Timed out"),
+    ):
+        _reading.prepare_topic(cluster.bootstrap_servers, "t", 1)
+
+
 def test_the_ends_are_not_reached_in_time(cluster: str) -> None:
     ticks = iter([0.0, 1.0, 6.0])
     _reading.prepare_topic(cluster, "late", 1)

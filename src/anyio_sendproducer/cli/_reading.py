@@ -73,8 +73,9 @@ def prepare_topic(bootstrap_servers: str, topic: str, partitions: int) -> dict[i
         if topic not in admin.list_topics(timeout=_REQUEST_TIMEOUT).topics:
             wanted = NewTopic(topic, num_partitions=partitions)
             # Its type hints do not name the type of the futures.
-            created = cast("dict[str, Future[None]]", admin.create_topics([wanted]))  # pyright: ignore[reportUnknownMemberType]
-            created[topic].result(_REQUEST_TIMEOUT)
+            create = cast("Callable[..., dict[str, Future[None]]]", admin.create_topics)  # pyright: ignore[reportUnknownMemberType]
+            # The client ends the future in time, with a KafkaException if there is no answer.
+            create([wanted], request_timeout=_REQUEST_TIMEOUT)[topic].result()
         consumer = _consumer(configuration)
         try:
             deadline = time.monotonic() + _REQUEST_TIMEOUT
