@@ -99,7 +99,10 @@ class OneLine(logging.Filter):
         """Change the message if it has control characters or is very long."""
         if record.exc_info and record.exc_info[1] is not None:
             harmless(record.exc_info[1])
-        message = record.getMessage()
+        try:
+            message = record.getMessage()
+        except Exception:  # noqa: BLE001  # the arguments do not match: the handlers report this
+            return True
         if not message.isprintable() or len(message) > _LONGEST_LINE:
             record.msg, record.args = "%s", (one_line(message, _LONGEST_LINE),)
         return True

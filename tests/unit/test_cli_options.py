@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import importlib
 import logging
 import warnings
 from pathlib import Path
@@ -227,3 +228,18 @@ def test_the_verbosity_selects_the_log_levels(
     assert [line.split(" ", 1)[1] for line in lines] == [
         rf"{level} {logger.name}: at one:1\x1b[2J" for logger in loggers for level in shown
     ]
+
+
+@pytest.mark.parametrize("name", ["kafka", "anyio_sendproducer"])
+def test_a_wrong_call_of_a_logger_does_not_raise(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    importlib.import_module("anyio_sendproducer.drivers.kafka_python._driver")  # adds its filter
+    logger = logging.getLogger(name)
+    monkeypatch.setattr(logger, "propagate", False)  # the handler of pytest raises
+    with client_log(1):
+        logger.info("%d brokers", "three")
+        logger.info("%d brokers", 3)
+    said = capsys.readouterr().err
+    assert "--- Logging error ---" in said
+    assert f"INFO {name}: 3 brokers\n" in said

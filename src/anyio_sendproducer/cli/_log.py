@@ -21,8 +21,13 @@ class _Handler(logging.Handler):
     """Writes messages to ``sys.stderr``, which is another object while a progress bar is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a message. Errors of the stream are not raised."""
-        emit(sys.stderr, f"{printable(self.format(record))}\n")
+        """Write a message. Errors of the message and of the stream are not raised."""
+        try:
+            line = printable(self.format(record))
+        except Exception:  # noqa: BLE001  # for example, the arguments do not match the message
+            self.handleError(record)
+        else:
+            emit(sys.stderr, f"{line}\n")
 
 
 @contextlib.contextmanager
