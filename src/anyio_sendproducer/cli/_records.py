@@ -6,7 +6,7 @@ from typing import cast
 
 from .. import ProducerRecord
 from ._chunks import AnyRecord, Layout
-from ._fields import NO_FIELDS, Source, as_bytes, as_milliseconds, as_whole_number
+from ._fields import Source, as_bytes, as_milliseconds, as_whole_number
 
 __all__ = ["record_of"]
 
@@ -23,14 +23,6 @@ def record_of(layout: Layout, source: Source, whole: bytes | None) -> AnyRecord:
         Unreadable: a field is missing or wrong.
     """
     fields = layout.fields
-    if fields is NO_FIELDS:
-        return ProducerRecord(
-            cast("str", layout.topic),
-            whole,
-            layout.key,
-            partition=layout.partition,
-            headers=layout.headers,
-        )
     headers = [*layout.headers]
     for name, field in fields.headers:
         content = as_bytes(source, field)
