@@ -690,7 +690,7 @@ def test_fail_fast_sends_no_line_after_an_unreadable_line(
     assert failed[2]["reason"] == "the record was not sent: another record failed (--fail-fast)"
     printed = capsys.readouterr().out
     assert "4 records are in failed (4 not persisted). To send them again:" in printed
-    assert "2 lines of these could not be read as a record, and will fail again" in printed
+    assert "2 lines could not be read as a record, and will fail again" in printed
 
 
 def test_the_report_does_not_suggest_to_send_unreadable_lines_again(

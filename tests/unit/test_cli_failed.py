@@ -9,6 +9,7 @@ import stat
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from hypothesis import strategies as st
 from anyio_sendproducer import DeliveryTimeout, Persistence, ProducerRecord
 from anyio_sendproducer.cli._account import Account
 from anyio_sendproducer.cli._failed import FailedFile, Failure, Unreadable, dump, load
+from anyio_sendproducer.cli._report import report
 
 CONTENT = st.none() | st.binary(max_size=8) | st.text(max_size=8).map(str.encode)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
@@ -264,6 +266,46 @@ def test_a_disk_that_becomes_full_loses_nothing(
     assert len(whole) == file.written
     assert file.spilt == len(spilt) == 3 - file.written
     assert bool(spilt) is (room < 10_000)
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (3, "3 records are in failed (2 not persisted, 1 possibly persisted)"),
+        (1, "1 record is in failed (of all failures: 2 not persisted, 1 possibly persisted)"),
+    ],
+)
+def test_the_report_says_which_failures_it_counts(
+    written: int, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    account = Account()
+    account.has_begun = account.all_read = True
+    sent = ProducerRecord("t", b"v")
+    maybe = Failure("in", 3, sent, "r", "E", Persistence.POSSIBLY_PERSISTED)
+    account.count_failed([failure(b"1"), failure(sent), maybe])
+    assert say(account, written) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{says}. To send them again:" in lines
+    assert "1 line could not be read as a record, and will fail again: correct the input." in lines
+
+
+def test_the_report_counts_the_unreadable_lines_in_the_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    account = Account()
+    account.has_begun = account.all_read = True
+    account.count_failed([failure(b"1"), failure(b"2")])
+    assert say(account, 1) == 1
+    printed = capsys.readouterr().out
+    assert "1 line could not be read as a record. The reasons are in failed." in printed
+    assert "1 more failure could only be written to standard error." in printed
+
+
+def say(account: Account, written: int) -> int:
+    """Print the report of a run whose other failures went to standard error."""
+    spilt = account.failures - written
+    file: Any = SimpleNamespace(path="failed", written=written, spilt=spilt, lost=0, error=None)
+    return report(account, file, as_json=False)
 
 
 class Closed:

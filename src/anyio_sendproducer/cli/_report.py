@@ -96,12 +96,14 @@ def _failed_text(account: Account, file: FailedFile) -> str:
     """Describe the content of the failed file, and what to do with it."""
     path = printable(str(file.path))
     states = ", ".join(f"{count:,} {state}" for state, count in _persistence(account).items())
+    if file.written < account.failures:  # the others are not in the file
+        states = f"of all failures: {states}"
     unreadable = account.unreadable
     records = account.failures - unreadable
     if not records:
         # To feed them in again would fail again.
         return (
-            f"{counted(unreadable, 'line')} could not be read as a record. The reasons are in "
+            f"{counted(file.written, 'line')} could not be read as a record. The reasons are in "
             f"{path}. Correct the input, and send only these lines again.\n"
         )
     text = (
@@ -111,8 +113,8 @@ def _failed_text(account: Account, file: FailedFile) -> str:
     )
     if unreadable:
         text += (
-            f"{counted(unreadable, 'line')} of these could not be read as a record, and will fail "
-            "again: correct the input.\n"
+            f"{counted(unreadable, 'line')} could not be read as a record, and will fail again: "
+            "correct the input.\n"
         )
     return text
 
