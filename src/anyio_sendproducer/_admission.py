@@ -320,7 +320,7 @@ class InjectingAdmission(ObservedAdmission):
 
 
 class RefusingAdmission:
-    """Refuses every record: for a transactional producer outside its transactions.
+    """Refuses every record. A transactional producer uses it outside its transactions.
 
     Args:
         engine: the producer's engine.

@@ -358,9 +358,9 @@ class Bridge:
 
     @property
     def driver(self) -> Driver | None:
-        """The driver that was made last; None before the first, and after a client was given up
-        until the next driver is made. While a client is being opened, its driver is not open
-        yet."""
+        """The driver that was made last. None before the first driver is made, and, after a client
+        was given up, until the next driver is made. While a client is being opened, its driver is
+        not open yet."""
         return self._worker.driver
 
     def last_error(self) -> BaseException | None:

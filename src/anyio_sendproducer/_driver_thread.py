@@ -320,7 +320,7 @@ class DriverThread:
     def _open_repeatedly(
         self, generation: int, hopeless: tuple[type[SendProducerError], ...]
     ) -> None:
-        """Open the driver of a client generation. Try again after each error that may pass.
+        """Open the driver of a client generation. Try again after each error that may be temporary.
 
         Args:
             generation: the number of the generation.

@@ -178,7 +178,7 @@ class Engine:
     def wake_and_notify(self, to_wake: Iterable[object]) -> None:
         """Wake waiters, and notify the pump if records are queued.
 
-        Call this after a change of the ledger outside the pump's turns that may queue records.
+        Outside the pump's turns, call this after each change of the ledger that may queue records.
         """
         with self.step:
             self.loop.wake(to_wake)

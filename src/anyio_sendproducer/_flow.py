@@ -48,8 +48,8 @@ _LEFT_BY_ANOTHER_TASK: Final = (
 )
 
 Offsets = Callable[[Any], Mapping[tuple[str, int], Any]]
-"""A function of an envelope. It returns, by topic and partition, the offsets of the next records
-to read when the envelope is done."""
+"""A function of an envelope. It returns, by topic and partition, the offsets of the next records to
+read after this envelope."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -6,8 +6,8 @@ records. Both add events to an :class:`Observation`, which passes them to the ob
 of each turn of the pump.
 
 Events that occur for each record are not made one by one. The observation gathers the facts of many
-records, and an :class:`EventBatch` makes the events when an observer reads them. Kinds of events
-that no observer wants are not gathered.
+records, and an :class:`EventBatch` makes the events when an observer reads them. It collects no
+facts for kinds of events that no observer wants.
 """
 
 # An observed ledger overrides private steps of the ledger by design.

@@ -379,7 +379,7 @@ class SendProducer(Sender, NoPublicConstructor):
         Raises:
             SendProducerError: the cluster did not answer in time, and the message says why; or the
                 addresses are not known yet; or you use a driver or a client of your own that cannot
-                describe the cluster, or a driver of your own that is being made.
+                describe the cluster, or the producer is still creating a driver of your own.
             SettingsError: ``timeout`` is not a duration above 0.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.

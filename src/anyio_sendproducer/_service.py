@@ -212,9 +212,9 @@ class ProducerService:
             ProducerMisused: as for :meth:`start`.
 
         Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
-        call raises the cancellation. Failures that nobody awaited are then logged. A second
-        cancellation of an asyncio task does not wait for the closing, which continues in the
-        service's own task.
+        call raises the cancellation. Failures that nobody awaited are then logged. If an asyncio
+        task is cancelled a second time, the call does not wait for the closing, which continues in
+        the service's own task.
         """
         await self._stop(quickly=False)
 

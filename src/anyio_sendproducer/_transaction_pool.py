@@ -61,7 +61,7 @@ class TransactionPoolStatistics:
     waiting: int
     """The number of transactions that wait for a producer."""
     replaced: int
-    """The number of producers that were replaced so far, because they were fenced or otherwise
+    """The number of producers that have been replaced so far, because they were fenced or otherwise
     broken."""
     producers: Mapping[str, Statistics]
     """The figures of each producer, by its ``transactional_id``. They do not include a producer

@@ -96,7 +96,7 @@ async def test_a_wrong_address() -> None:
             pass
 
 
-@line("`keySerializer`, `valueSerializer`", "A missing serializer is an error that says so")
+@line("`keySerializer`, `valueSerializer`", "A missing serializer causes an error that says so")
 async def test_serializers(live: ProducerSettings) -> None:
     text = live.with_key_serializer(StringSerializer()).with_value_serializer(str.encode)
     async with open_send_producer(text) as producer:

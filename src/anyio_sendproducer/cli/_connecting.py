@@ -3,7 +3,7 @@
 Properties have Kafka's names here, even if the producer has a field for them. So a user with a
 ``producer.properties`` does not need to know which of them are fields.
 
-No message has a value in it that may be secret.
+No message contains a value that may be secret.
 """
 
 from __future__ import annotations

@@ -302,7 +302,8 @@ class FailedFile:
         """Try once more to write what could not be written, and close the file.
 
         Delete it if it is empty and was created here, unless another process has put its own file
-        in its place. An error is in ``error`` if failures were written to the file.
+        in its place. If this fails after failures were written to the file, ``error`` contains the
+        error.
         """
         if self._unwritten:
             self.write([])

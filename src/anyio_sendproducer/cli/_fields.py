@@ -33,7 +33,8 @@ _NUMBER: Final = re.compile(r"\s*[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?\s*")
 
 
 class Fields(NamedTuple):
-    """The names of the fields that become parts of a record; None: no field does."""
+    """The names of the fields that become parts of a record. A name is None if no field becomes
+    that part."""
 
     value: str | None = None
     key: str | None = None

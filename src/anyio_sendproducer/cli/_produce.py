@@ -390,7 +390,7 @@ class _Job:
             await producer.aclose()
 
     async def _show(self, producer: SendProducer) -> None:
-        """Show the progress until it is cancelled. No error of the display leaves it."""
+        """Show the progress until this task is cancelled. No error of the display leaves it."""
         from ._display import progress_bar
 
         def figures() -> Figures:

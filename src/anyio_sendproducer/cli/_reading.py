@@ -1,8 +1,8 @@
 """The demo's consumer, which shares no code with the client that wrote the records.
 
-It is confluent-kafka, on librdkafka. All calls block and belong on a worker thread. Partitions are
-assigned by hand, because joining a group takes seconds on any broker, and 23 on the embedded one.
-It would also leave a group behind in the cluster.
+It is the consumer of confluent-kafka, which is based on librdkafka. All calls block and belong on a
+worker thread. Partitions are assigned by hand, because joining a group takes seconds on any broker,
+and 23 on the embedded one. It would also leave a group behind in the cluster.
 
 It needs ``confluent_kafka`` (extra ``demo``).
 """

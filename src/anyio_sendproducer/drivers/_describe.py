@@ -77,7 +77,7 @@ def describe_cluster(
 
 
 class _Driver(NamedTuple):
-    """The entry of a driver."""
+    """What ``_DRIVERS`` contains for one driver."""
 
     abilities: Abilities
     """The security settings that its client supports."""

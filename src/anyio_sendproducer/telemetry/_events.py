@@ -276,6 +276,6 @@ class Injector(Observer, Protocol):
             given: the record.
 
         Returns:
-            Tuples of a str and bytes; none if there is nothing to add.
+            Tuples of a str and bytes; empty if there is nothing to add.
         """
         ...

@@ -192,7 +192,8 @@ class LoggingObserver:
 
 
 def _name_of(record: ProducerRecord[Any, Any]) -> str:
-    """Return the topic for a log. The topic of a refused record may be any object."""
+    """Return the topic's name as text for a log message. The topic of a refused record may be any
+    object."""
     topic = cast("object", record.topic)
     return printable(topic) if isinstance(topic, str) and len(topic) <= 249 else "?"
 

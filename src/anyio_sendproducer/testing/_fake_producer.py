@@ -183,14 +183,14 @@ class FakeProducer:
         an error fails.
 
         Args:
-            count: at most how many; None for all.
+            count: how many at most; None for all.
             topic: only records for this topic; None for every topic.
             where: only records for which this function returns True; None for all.
 
         Returns:
             The number of these records. Right after a call of ``enqueue_nowait``, the client may
             not have the record yet, so await :meth:`wait_until_sent` first. A task that awaits one
-            of the records continues when it is scheduled next.
+            of the records continues only when the event loop next runs it.
 
         Raises:
             ValueError: ``count`` is not an int of 0 or more.
@@ -210,7 +210,7 @@ class FakeProducer:
         Args:
             error: a callable that takes a record and returns its error, such as
                 ``factories.timeout``.
-            count: at most how many; None for all.
+            count: how many at most; None for all.
             topic: only records for this topic; None for every topic.
             where: only records for which this function returns True; None for all.
 

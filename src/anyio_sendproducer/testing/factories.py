@@ -252,7 +252,7 @@ def timeout(
     """Make the error of a record that had no outcome in time.
 
     Args:
-        of: the record; None for :func:`record`.
+        of: the record; None for the result of :func:`record`.
         message: the error's message.
         persistence: ``NOT_PERSISTED`` if the client never got the record.
         cause: why no broker was reached.
@@ -269,7 +269,7 @@ def rejected(
     """Make the error of a record that was refused.
 
     Args:
-        of: the record; None for :func:`record`.
+        of: the record; None for the result of :func:`record`.
         message: the error's message.
         cause: the client's error.
     """
@@ -285,7 +285,7 @@ def serialization_failed(
     """Make the error of a record that could not be serialized.
 
     Args:
-        of: the record; None for :func:`record`.
+        of: the record; None for the result of :func:`record`.
         message: the error's message.
         cause: the exception of the serializer; None for a ValueError.
     """
@@ -307,7 +307,7 @@ def not_persisted(
     """Make the error of a record that was not written, and that can be sent again safely.
 
     Args:
-        of: the record; None for :func:`record`.
+        of: the record; None for the result of :func:`record`.
         message: the error's message.
         cause: the client's error.
     """
@@ -323,7 +323,7 @@ def possibly_persisted(
     """Make the error of a record that failed, and may have been written.
 
     Args:
-        of: the record; None for :func:`record`.
+        of: the record; None for the result of :func:`record`.
         message: the error's message.
         cause: the client's error.
     """

@@ -5,8 +5,8 @@ meanwhile, so old metadata cannot show that a partition does not exist. Only met
 requested after a question arose, or a moment before, answer the question.
 
 Time is an argument, in seconds of :func:`time.monotonic`. The submitting thread asks, and the
-client's thread brings answers. Each step is one operation on one entry of a dictionary. If an entry
-is removed too early, the next record asks the question again.
+client's thread brings answers. Each access by these threads is one operation on one item of a
+dictionary. If an entry is removed too early, the next record asks the question again.
 """
 
 from __future__ import annotations

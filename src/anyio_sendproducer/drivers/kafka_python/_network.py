@@ -300,7 +300,7 @@ class ConnectionManager(KafkaConnectionManager):
         return super().least_loaded_node() if bootstrap is None or bootstrap.is_done else None
 
     def _is_lost(self) -> bool:
-        """Return whether no known broker can be reached. A refused login reaches a broker."""
+        """Return whether no broker can be reached. A broker that refuses a login is reached."""
         refused = kafka_errors.SaslAuthenticationFailedError
         return self.is_disconnected() and not any(
             isinstance(error, refused) for error in self.failures.values()

@@ -118,7 +118,7 @@ def find_direct_append(producer: Any) -> Append | None:
     """Find the function by which ``send`` queues a record that it has checked.
 
     In 3.0.12 the checks, look-ups and log messages take more than half of the time of ``send``. The
-    driver has made the checks before, and there is no public way to skip them.
+    driver has already made these checks, and there is no public way to skip them in ``send``.
     ``tests/broker/test_kafka_python_driver.py::test_a_direct_append_is_possible`` notices a change.
 
     Returns:

@@ -86,7 +86,8 @@ class Transactions:
             self._refused_epoch = error
 
     def doubt(self) -> ProducerFenced | None:
-        """Return an error if another producer may have taken over, and no coordinator denied it."""
+        """Return an error if another producer may have taken over and no coordinator has denied
+        it."""
         if self._refused_epoch is None:
             return None
         error = ProducerFenced(

@@ -90,7 +90,7 @@ def is_answered(client: Any, seconds: float) -> bool:
 
 
 class NoSink:
-    """A sink that ignores all reports: of a driver that is not open, or that sends no records."""
+    """A sink that ignores all reports, for a driver that is not open or sends no records."""
 
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
         """Ignore it."""

@@ -73,7 +73,8 @@ class ClientTokens:
         """Fetch a token.
 
         Returns:
-            The function that a client calls for each token. It returns the fetched token first.
+            The function that a client calls for each token. Its first call returns the token that
+            was fetched here.
 
         Raises:
             NoToken: the provider failed. If the function raises it, the client counts that as a

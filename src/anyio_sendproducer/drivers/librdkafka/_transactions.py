@@ -210,7 +210,7 @@ class Transactions:
     def _wait_for_brokers(self, deadline: Deadline) -> None:
         """Wait until the brokers know of a transaction that has records.
 
-        While a coordinator still ends the previous transaction, it makes librdkafka retry the
+        While a coordinator is still ending the previous transaction, it makes librdkafka retry the
         request that registers partitions. If an abort overtakes that request, the coordinator
         answers INVALID_TXN_STATE, which breaks the client.
 

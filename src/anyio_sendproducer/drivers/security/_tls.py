@@ -373,7 +373,7 @@ def _check_directory(given: Given, path: str) -> None:
 
 
 def _read_regular(path: str) -> bytes | None:
-    """Return the content of a file, but at most one byte more than a file may have.
+    """Return the content of a file, but at most one byte more than the largest size allowed.
 
     Returns None for anything but a regular file: to open a FIFO would wait for its writer, and
     /dev/zero never ends.
