@@ -34,7 +34,7 @@ import anyio
 from ._shown import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ._records import MultiResultPart, ProducerRecord
 
@@ -159,7 +159,7 @@ class DeliveryError(SendProducerError):
     @property
     def summary(self) -> str:
         """The error in one line: class, message and persistence."""
-        return f"{type(self).__name__}: {self} [{self.persistence.value}]"
+        return _summary(self, str(self))
 
 
 class DeliveryTimeout(DeliveryError):
@@ -250,8 +250,7 @@ class UndeliveredRecords(SendProducerError):
         self.count: int = count
 
     def __str__(self) -> str:
-        first = self.errors[0].summary if self.errors else "none kept"
-        return f"{self.count} record(s) failed and nobody awaited the outcome; the first: {first}"
+        return undelivered_text(self, str)
 
 
 class TransactionError(SendProducerError):
@@ -295,6 +294,16 @@ E = TypeVar("E", bound=SendProducerError)
 def add_note(error: BaseException, note: str) -> None:
     """Do the same as ``BaseException.add_note``, which Python 3.10 does not have (PEP 678)."""
     error.__dict__.setdefault("__notes__", []).append(note)
+
+
+def _summary(error: DeliveryError, text: str) -> str:
+    return f"{type(error).__name__}: {text} [{error.persistence.value}]"
+
+
+def undelivered_text(error: UndeliveredRecords, describe: Callable[[DeliveryError], str]) -> str:
+    """Return the message of an error, which describes its first failure with ``describe``."""
+    first = _summary(error.errors[0], describe(error.errors[0])) if error.errors else "none kept"
+    return f"{error.count} record(s) failed and nobody awaited the outcome; the first: {first}"
 
 
 def discreet(error: E, text: str) -> E:

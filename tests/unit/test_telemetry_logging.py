@@ -286,6 +286,10 @@ async def test_no_log_repeats_what_a_hook_says(
         (NoPartition("chose secret").rejection(record()), "the partitioner did not return a"),
         (SerializationFailed("secret", **OF_A_RECORD), "a serializer failed"),
         (UndeliveredRecords([], 2), "2 record(s) failed and nobody awaited the outcome; the first"),
+        (
+            UndeliveredRecords([DeliveryError("", **OF_A_RECORD)], 1),
+            "1 record(s) failed and nobody awaited the outcome; the first: DeliveryError: ",
+        ),
     ],
 )
 def test_other_errors_that_may_repeat_a_record(error: SendProducerError, said: str) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any, Final, cast
 
-from .._exceptions import SerializationFailed, UndeliveredRecords
+from .._exceptions import SerializationFailed, UndeliveredRecords, undelivered_text
 from .._records import ProducerRecord
 from .._shown import one_line, printable
 from ._event_batch import EventBatch
@@ -49,9 +49,8 @@ def describe(error: BaseException) -> str:
     one.
     """
     said: object = error.__dict__.get("_discreet", error)
-    if isinstance(error, UndeliveredRecords) and error.errors:
-        first = error.errors[0]
-        said = str(error).replace(str(first), describe(first))
+    if isinstance(error, UndeliveredRecords):
+        said = undelivered_text(error, describe)
     elif said is error and isinstance(error, SerializationFailed):
         cause = error.__cause__
         said = "a serializer failed" + (f" with {type(cause).__name__}" if cause else "")
