@@ -94,7 +94,7 @@ async def _feed(flow: FlowStream[Any], sender: Sender, source: AsyncIterable[Any
 async def _running(
     flow: FlowStream[Any], *feeders: Callable[[], Any]
 ) -> AsyncGenerator[anyio.abc.ObjectReceiveStream[Any]]:
-    flow.check_caller()
+    flow._engine.affinity.check()
     scopes = [anyio.CancelScope() for _ in feeders]
 
     async def run(feeder: Callable[[], Any], scope: anyio.CancelScope) -> None:

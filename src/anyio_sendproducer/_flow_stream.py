@@ -118,14 +118,6 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         #: How many results may still be received before other tasks run.
         self._until_yield = 0
 
-    def check_caller(self) -> None:
-        """Check the task that enters the block of the flow.
-
-        Raises:
-            ProducerMisused: see :meth:`Affinity.check`.
-        """
-        self._engine.affinity.check()
-
     # --- for the feeder ----------------------------------------------------------------------
 
     @property

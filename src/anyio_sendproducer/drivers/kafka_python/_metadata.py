@@ -154,10 +154,10 @@ class TopicMetadata:
             partition: of the record.
             known: the partitions of the topic.
             held: the partitions for which earlier records of the same batch are held. If the record
-                is to be held, its partition is added.
+                must be held, its partition is added.
 
         Returns:
-            The reason; empty if the partition exists. None if the record is to be held: the
+            The reason; empty if the partition exists. None if the record must be held: the
             metadata may be too old to have the partition, or an earlier record for it is held.
         """
         if (topic, partition) in held:
