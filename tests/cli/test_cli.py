@@ -406,7 +406,8 @@ def test_a_topic_whose_leader_is_new(error: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_topic_that_is_not_created_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 1.0)
+    # The request for the list of topics, which has the same limit, must be answered in time.
+    monkeypatch.setattr(_reading, "_REQUEST_TIMEOUT", 5.0)
     # The mock cluster has no controller, so the request is never sent.
     with (
         mock_cluster() as cluster,
