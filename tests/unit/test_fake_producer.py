@@ -475,6 +475,30 @@ async def test_a_fake_driver_accepts_a_rule(settings: ProducerSettings) -> None:
             await producer.send(record())
 
 
+async def test_records_stay_pending_if_a_function_of_the_test_raises(
+    by_hand: FakeProducer,
+) -> None:
+    def answer(one: ProducerRecord[Any, Any]) -> DeliveryError | None:
+        if one.topic == "c":
+            raise RuntimeError("a fault of the test")
+        return None
+
+    waiting = [by_hand.producer.enqueue_nowait(record(topic=topic)) for topic in "abcd"]
+    await by_hand.wait_until_sent(4)
+    by_hand.answer = answer
+    for call in (
+        by_hand.acknowledge,
+        lambda: by_hand.acknowledge(topic="c"),
+        lambda: by_hand.fail(cast("Any", answer), where=lambda it: it.topic in "cd"),
+    ):
+        with pytest.raises(RuntimeError, match="a fault of the test"):
+            call()
+        assert "".join(one.topic for one in by_hand.pending) == "abcd"
+    by_hand.answer = None
+    assert by_hand.acknowledge() == 4
+    assert [(await one.wait()).topic for one in waiting] == [*"abcd"]
+
+
 @pytest.mark.parametrize("number", [0, -1, 1.0, True, "1"])
 @pytest.mark.parametrize("argument", ["every", "times"])
 def test_wrong_counts_are_refused(argument: str, number: Any) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from .. import (
     ConsumerGroupMetadata,
@@ -32,6 +32,8 @@ from ._checks import check_callable, check_count
 from ._fake_cluster import FakeTopics, FakeTransactions
 
 __all__ = ["FakeDriver", "Gate"]
+
+T = TypeVar("T")
 
 
 class Gate:
@@ -384,11 +386,13 @@ class FakeDriver:
 
         Raises:
             ValueError: ``count`` is not an int of 0 or more.
+            BaseException: an exception that ``judge`` raises. The records stay pending.
         """
         with self._lock:
             taken = self._take(count, topic, where)
+            errors = self._ask(self.judge, taken)
             outcomes = [
-                self.judge(submission.record) or self._write(wire) for submission, wire in taken
+                error or self._write(wire) for error, (_, wire) in zip(errors, taken, strict=True)
             ]
         return self._report([submission for submission, _ in taken], outcomes)
 
@@ -415,12 +419,13 @@ class FakeDriver:
         Raises:
             TypeError: ``error`` is not callable.
             ValueError: ``count`` is not an int of 0 or more.
+            BaseException: an exception that ``error`` raises. The records stay pending.
         """
         check_callable("error", error)
         with self._lock:
             taken = self._take(count, topic, where)
-        submissions = [submission for submission, _ in taken]
-        return self._report(submissions, [error(submission.record) for submission in submissions])
+        errors = self._ask(error, taken)
+        return self._report([submission for submission, _ in taken], [*errors])
 
     def learn(self, topic: str) -> None:
         """Give metadata to a topic, so that the driver takes its records."""
@@ -456,6 +461,23 @@ class FakeDriver:
         chosen = {id(one) for one in matching}
         self._under_way = [one for one in self._under_way if id(one) not in chosen]
         return matching
+
+    def _ask(
+        self,
+        find_error: Callable[[ProducerRecord[Any, Any]], T],
+        taken: Sequence[tuple[Any, ProducerRecord[Any, Any]]],
+    ) -> list[T]:
+        """Call a function of the test with each record. If the function raises, all these records
+        are pending again."""
+        try:
+            return [find_error(submission.record) for submission, _ in taken]
+        except BaseException:
+            with self._lock:
+                place = {id(record): n for n, record in enumerate(self.submitted)}
+                self._under_way = sorted(
+                    (*taken, *self._under_way), key=lambda one: place.get(id(one[0].record), 0)
+                )
+            raise
 
     def _on_taken(self, count: int) -> None:
         """Note that records were taken, each of which will have an outcome, before the first of

@@ -194,6 +194,7 @@ class FakeProducer:
 
         Raises:
             ValueError: ``count`` is not an int of 0 or more.
+            BaseException: an exception that :attr:`answer` raises. The records stay pending.
         """
         return self._driver.acknowledge(count, topic=topic, where=where)
 
@@ -221,6 +222,7 @@ class FakeProducer:
         Raises:
             TypeError: ``error`` is not callable.
             ValueError: ``count`` is not an int of 0 or more.
+            BaseException: an exception that ``error`` raises. The records stay pending.
         """
         return self._driver.fail(error, count, topic=topic, where=where)
 
