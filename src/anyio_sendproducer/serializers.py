@@ -53,18 +53,20 @@ class StringSerializer:
     """Encodes text.
 
     Args:
-        encoding: the name of an encoding that Python knows.
+        encoding: the name of a text encoding that Python knows.
 
     Raises:
-        SettingsError: Python does not know the encoding.
+        SettingsError: Python knows no text encoding of this name.
     """
 
     def __init__(self, encoding: str = "utf-8") -> None:
         try:
+            "".encode(encoding)  # a codec that is not for text, such as "hex", raises LookupError
             self._encode = codecs.lookup(encoding).encode
-        except (LookupError, TypeError):
+        except (LookupError, TypeError, UnicodeError):
             raise SettingsError(
-                f"StringSerializer: encoding must be known to Python, not {encoding!r}"
+                "StringSerializer: encoding must be a text encoding that Python knows, such as "
+                f"'utf-8', not {encoding!r}"
             ) from None
         self._encoding = encoding
 

@@ -7,6 +7,7 @@ import datetime as dt
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, cast
 
 import pytest
@@ -94,12 +95,16 @@ ANY: Any = None
         (
             lambda: StringSerializer("klingon"),
             SettingsError,
-            "StringSerializer: encoding must be known to Python, not 'klingon'",
+            "encoding must be a text encoding that Python knows, such as 'utf-8', not 'klingon'",
+        ),
+        *(
+            (partial(StringSerializer, codec), SettingsError, f"not '{codec}'")
+            for codec in ("hex", "rot13", "undefined")
         ),
         (
             lambda: StringSerializer(ANY),
             SettingsError,
-            "StringSerializer: encoding must be known to Python, not None",
+            "StringSerializer: encoding must be a text encoding that Python knows",
         ),
         (
             lambda: JSONSerializer(default=cast("Any", "str")),
