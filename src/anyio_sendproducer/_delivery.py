@@ -297,11 +297,12 @@ class Statistics:
     """The figures of one producer at one moment. To compute rates, take two snapshots."""
 
     state: Literal["open", "draining", "broken", "closed"]
-    """The state of the producer."""
+    """The state of the producer. While the producer is ``"draining"``, it accepts no more records,
+    and delivers the accepted ones. A ``"broken"`` producer can never send again."""
     waiting: int
     """Records that wait for room. They are not accepted yet."""
     queued: int
-    """Accepted records that were not passed to the client yet."""
+    """Accepted records that wait for the client, or for the metadata of their topic."""
     in_flight: int
     """Accepted records that take up room: they are queued, or the client has them."""
     in_flight_bytes: int

@@ -367,8 +367,8 @@ class SendProducer(Sender, NoPublicConstructor):
         request, and disconnects. This works before the producer's own client is open
         (``wait_for_cluster=False``), and does not disturb that client. If you use your own driver,
         and it is a ``DescribingDriver``, the producer asks this driver instead.
-        :attr:`Statistics.is_connected` sends no request, and says what the producer's own client
-        knows.
+        :attr:`Statistics.is_connected` sends no request: it shows whether the producer's own client
+        reaches a broker.
 
         Args:
             timeout: how long the cluster has to answer, as seconds or a ``timedelta``.
@@ -377,15 +377,15 @@ class SendProducer(Sender, NoPublicConstructor):
             The cluster's id, controller and brokers. Both drivers leave the brokers' versions None.
 
         Raises:
-            SendProducerError: the cluster did not answer in time, and the message says why; or the
-                addresses are not known yet; or you use a driver or a client of your own that cannot
-                describe the cluster, or the producer is still creating a driver of your own.
+            SendProducerError: the cluster did not answer in time; the addresses are not known yet;
+                your own driver or client cannot describe the cluster; or the producer is still
+                creating your own driver.
             SettingsError: ``timeout`` is not a duration above 0.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
         Concurrent calls run one after another. Cancellation ends only the waiting, and the second
-        client disconnects within ``timeout``.
+        client disconnects within about twice the ``timeout``.
         """
         seconds = seconds_of("timeout", timeout, zero=False)
         self._engine.check_usable()

@@ -106,8 +106,7 @@ class ProducerService:
 
     Raises:
         SettingsError: a setting is wrong.
-        TypeError: ``settings`` is not a ProducerSettings, or ``observers`` is not a list of
-            observers.
+        TypeError: ``settings`` or ``observers`` has a wrong type.
     """
 
     def __init__(
@@ -163,12 +162,12 @@ class ProducerService:
             the service keeps this producer, even if it breaks.
 
         Raises:
-            SettingsError, DiscoveryError, ProducerStartError: as for :func:`open_send_producer`.
-                The next call tries again.
+            SettingsError, DiscoveryError, ProducerStartError, ProducerFenced: as for
+                :func:`open_send_producer`. The next call tries again.
             Exception: an exception of ``enrich``.
             ProducerClosed: :meth:`stop` was called while the service started.
-            ProducerMisused: the caller runs on Trio or on another event loop, or the event loop on
-                which the service was last started ended without a call of :meth:`stop`.
+            ProducerMisused: the caller runs on Trio or on another event loop, or the event loop of
+                the last start ended before a call of :meth:`stop`.
 
         Cancellation ends the start and releases all resources, unless another call waits for the
         start.
@@ -204,7 +203,7 @@ class ProducerService:
         The producer stops accepting records, delivers the accepted records and closes, within
         ``close_timeout``. If several tasks call this method, all calls wait until the producer is
         closed. If the service is not running, the call does nothing. If the service is starting,
-        the start ends, and :meth:`start` raises :exc:`ProducerClosed`. The service also closes a
+        the start ends, and :meth:`start` raises :exc:`ProducerClosed`. The call also closes a
         broken producer.
 
         Raises:

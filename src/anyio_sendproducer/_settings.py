@@ -128,8 +128,8 @@ class ProducerSettings:
 
     Most settings that also exist in Alpakka Kafka (``akka.kafka.producer``) have the same names and
     defaults. A duration is a number of seconds or a ``datetime.timedelta``, and the field contains
-    seconds. A number of more than one hour issues a :class:`SettingsWarning`, because it may be a
-    number of milliseconds. A ``timedelta`` does not issue this warning.
+    seconds. A number above 3,600 (one hour) causes a :class:`SettingsWarning`, because it may be
+    meant as milliseconds. A ``timedelta`` does not cause this warning.
 
     Args:
         bootstrap_servers: the addresses of brokers, as ``"host:port"``, as several addresses joined
@@ -140,7 +140,7 @@ class ProducerSettings:
             ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
             driver thread, never on the event loop's thread (except with ``fake_producer``), and is
             not called for a key that is None. The producer does not close it. With None, the keys
-            must be bytes.
+            must be bytes, bytearray or memoryview.
         value_serializer: converts each value to bytes, like ``key_serializer``. If it returns None,
             the record is a tombstone.
         partitioner: chooses the partition of each record that names no partition. It is a callable
@@ -165,9 +165,10 @@ class ProducerSettings:
         close_timeout: the longest time that a clean exit may take to deliver accepted records.
         cancel_timeout: the longest time that an exit after an exception or a cancellation may take.
             It also bounds the abort of a transaction.
-        transactional_id: makes the producer transactional: every record is sent within ``async with
-            producer.transaction()``. Only one producer at a time may have this id. A later producer
-            aborts an open transaction of the earlier one, and fences it.
+        transactional_id: makes the producer transactional: every record is sent in a transaction,
+            within ``async with producer.transaction()`` or by :meth:`SendProducer.flow`. Only one
+            producer at a time may have this id. A later producer aborts an open transaction of the
+            earlier one, and fences it.
         eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` collects records
             before it is committed.
         service_name: the name of a service to look up instead of using ``bootstrap_servers``.
@@ -491,7 +492,11 @@ class ProducerSettings:
         return self.evolve(partitioner=partitioner)
 
     def with_property(self, name: str, value: Any) -> ProducerSettings:
-        """A copy with one client property set. This value replaces the property in any spelling."""
+        """A copy with one client property set.
+
+        The value replaces an earlier value of the property, also under another spelling of its
+        name.
+        """
         return self.with_properties({name: value})
 
     def with_properties(self, properties: Mapping[str, Any]) -> ProducerSettings:

@@ -86,7 +86,7 @@ class StringSerializer:
 
 
 class JSONSerializer:
-    """Encodes data as JSON (RFC 8259) in UTF-8, without spaces.
+    """Encodes data as JSON (RFC 8259) in UTF-8, without spaces between the elements.
 
     Args:
         default: converts an object that JSON can't represent into one that it can, as in
