@@ -23,7 +23,7 @@ from anyio_sendproducer.discovery import Target
 from anyio_sendproducer.drivers import Driver
 from anyio_sendproducer.drivers.security._settings import TokenSource
 from anyio_sendproducer.telemetry import Event, Given
-from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing import FakeDriver, fake_producer
 from tests.support.calls import end_error, raising, record
 from tests.support.waiting import PATIENCE, until
 
@@ -114,6 +114,32 @@ async def test_each_hook_runs_in_the_context_of_the_table(hooks: Hooks) -> None:
         "enrich": {("opener", LOOP)},
         "resolver": {("opener", LOOP)},
         "driver factory": {("opener", THREAD)},
+    }
+
+
+async def test_with_a_fake_producer_hooks_of_records_run_in_the_openers_context(
+    hooks: Hooks,
+) -> None:
+    """Also if the caller's task submits the record."""
+
+    def choose(topic: str, key: bytes | None, partitions: Sequence[int]) -> int:
+        hooks.seen.note("partitioner")
+        return partitions[0]
+
+    settings = ProducerSettings(
+        bootstrap_servers="broker.invalid:9092",
+        value_serializer=hooks.serialize,
+        partitioner=choose,
+    )
+    who.set("opener")
+    async with fake_producer(settings) as fake:
+        who.set("caller")
+        for _ in range(3):
+            await fake.producer.send(record(partition=None))
+        await fake.producer.send_many([record(partition=None), record(partition=None)])
+    assert hooks.seen.calls == {
+        "serializer": {("opener", LOOP)},
+        "partitioner": {("opener", LOOP)},
     }
 
 

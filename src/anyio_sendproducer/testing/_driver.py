@@ -64,8 +64,8 @@ class Gate:
     def wait_until_someone_waits(self, timeout: float = 10.0) -> None:
         """Block the calling thread until another thread has reached the shut gate.
 
-        Each arrival of a thread ends one call. An arrival before the call counts, too, even if the
-        gate is open again.
+        Each arrival of a thread ends one call of this method. An arrival before the call
+        counts, too, even if the gate is open again.
 
         Args:
             timeout: seconds.
@@ -99,7 +99,7 @@ class FakeDriver:
         on_submit: a gate at the beginning of :meth:`submit`.
         on_close: a gate in :meth:`close`.
         on_end: a gate in :meth:`end_transaction`, and in :meth:`send_offsets`.
-        submitted: all records that the driver took, in order, before they were serialized.
+        submitted: all records that the driver took, in order. Keys and values are not serialized.
         batches: how many records each call of :meth:`submit` got.
         opened: how many times the driver was opened.
         closed: the timeout of each call of :meth:`close`.
@@ -226,7 +226,7 @@ class FakeDriver:
     # --- what the producer calls -------------------------------------------------------------
 
     def open(self, sink: Sink, /) -> None:
-        """Open the driver. This opens no connection."""
+        """Open the driver. The driver opens no connection."""
         self.on_open.pass_through()
         if self.open_error is not None:
             raise self.open_error
@@ -335,7 +335,10 @@ class FakeDriver:
         return {}
 
     def close(self, timeout: float, /) -> None:
-        """Close the driver. Pending records fail as possibly persisted."""
+        """Close the driver. Pending records fail as possibly persisted.
+
+        The method first opens the other gates.
+        """
         self.closed.append(timeout)
         self.on_submit.open()
         self.on_open.open()

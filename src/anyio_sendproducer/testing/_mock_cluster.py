@@ -157,8 +157,8 @@ class MockCluster:
         """Return settings for a producer that sends to this cluster.
 
         Args:
-            driver: ``"kafka-python"`` or ``"confluent"``. Each driver needs properties that it does
-                not need with a real cluster.
+            driver: the producer's driver, ``"kafka-python"`` or ``"confluent"``. The settings
+                contain properties that this driver needs only with a mock cluster.
             **fields: further fields of :class:`~anyio_sendproducer.ProducerSettings`.
 
         Raises:

@@ -6,11 +6,12 @@ itself.
 
 from __future__ import annotations
 
+import contextvars
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import ProducerSettings
+from .. import ProducerRecord, ProducerSettings
 from ..drivers import Outcome, Sink, Submission, Submitted
 from ._driver import FakeDriver
 
@@ -54,6 +55,7 @@ class PolledFakeDriver(FakeDriver):
         #: completing.
         self._unreported = 0
         self._is_watching = False
+        self._context = contextvars.copy_context()
 
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
         """Return this driver, as the factory of each client generation of a producer."""
@@ -64,7 +66,7 @@ class PolledFakeDriver(FakeDriver):
         return self
 
     def open(self, sink: Sink, /) -> None:
-        """Open the driver. This opens no connection."""
+        """Open the driver. The driver opens no connection."""
         super().open(sink)
         self._polled_sink = sink
 
@@ -73,6 +75,13 @@ class PolledFakeDriver(FakeDriver):
         answer = super().submit(batch)
         self.listener()
         return answer
+
+    def _serialize(self, submission: Submission, answer: Submitted) -> ProducerRecord[Any, Any]:
+        if not self.threadless:
+            return super()._serialize(submission, answer)
+        # The caller's task may submit. On a driver thread, hooks would run in the context of the
+        # opener, which made this driver. It is copied because a hook may cause another submission.
+        return self._context.copy().run(super()._serialize, submission, answer)
 
     def poll(self, limit: int, /) -> int:
         """Report at most ``limit`` outcomes."""

@@ -308,7 +308,8 @@ def _carried(given: st.SearchStrategy[Any] | None) -> st.SearchStrategy[Any]:
 
 
 def persistence() -> st.SearchStrategy[Persistence]:
-    """The values that a failed record can have: all except ``PERSISTED``."""
+    """The values of :class:`~anyio_sendproducer.Persistence` that the error of a record can have:
+    all except ``PERSISTED``."""
     return st.sampled_from([Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED])
 
 
