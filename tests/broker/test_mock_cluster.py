@@ -247,6 +247,8 @@ def test_a_refused_topic_is_not_created(cluster: MockCluster) -> None:
         with pytest.raises(MockClusterError, match=r"of 2 broker\(s\) has no broker 3"):
             call()
     assert cluster.create_topic("refused", [1, 2]) == "refused"
+    with pytest.raises(ValueError, match=r"leaders must have .*: it is empty"):
+        cluster.create_topic("refused", [])
     with pytest.raises(MockClusterError, match=r"refused topic_create\(refused, 1, 1\)"):
         cluster.create_topic("refused")
 

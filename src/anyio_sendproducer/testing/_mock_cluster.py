@@ -180,15 +180,19 @@ class MockCluster:
 
         Args:
             topic: the topic's name.
-            leaders: the id of the leader of each partition, in the order of the partitions.
+            leaders: the id of the leader of each partition, in the order of the partitions; at
+                least one.
 
         Returns:
             The topic's name.
 
         Raises:
+            ValueError: ``leaders`` is empty.
             MockClusterError: there is no such broker, or the topic exists.
         """
         brokers = [*leaders]
+        if not brokers:
+            raise ValueError("leaders must have the id of a broker for each partition: it is empty")
         for broker in brokers:
             self._check_broker(broker)
         self._call("topic_create", topic.encode(), len(brokers), 1)
