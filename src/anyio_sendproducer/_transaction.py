@@ -235,10 +235,11 @@ class Transaction(Sender, NoPublicConstructor):
         self._admission.check_open()
         consumed = _parse_offsets(offsets)
         group = _parse_group(group_metadata)
-        await anyio.lowlevel.checkpoint_if_cancelled()
         deadline = Deadline(self._engine.settings.delivery_timeout)
         self._offset_deadlines.add(deadline)
         try:
+            # In a cancelled scope: otherwise the records would be committed without the offsets.
+            await anyio.lowlevel.checkpoint_if_cancelled()
             await self._engine.bridge.call(
                 lambda driver: driver.send_offsets(consumed, group, deadline)
             )

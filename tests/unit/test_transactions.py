@@ -561,6 +561,21 @@ async def test_a_cancelled_send_offsets_aborts_the_transaction(
     assert ended(fake) == [("aborted", [])]
 
 
+async def test_send_offsets_in_a_cancelled_scope_aborts_the_transaction(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Otherwise the records would be committed without the offsets."""
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(TransactionAborted, match=r"send_offsets\(\) did not finish"):
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                with anyio.CancelScope() as scope:
+                    scope.cancel()
+                    await tx.send_offsets({("t", 0): 1}, "group")
+    assert fake.offsets == []
+    assert ended(fake) == [("aborted", [b"1"])]
+
+
 class Unanswered(FakeDriver):
     """A driver that gets no answer to offsets."""
 
