@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
+    "alias_texts",
     "attribute_texts",
     "example_index",
     "import_layers",
