@@ -104,14 +104,15 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     The producers have the transactional ids ``billing-0`` to ``billing-3``. All of them start when
     the block begins. The pool first starts one producer alone, so that it reports a wrong setting
     only once. It then starts the others at the same time. The start of each producer ends any
-    transaction that an earlier process left open under its id.
+    transaction that an earlier process left open under the producer's ``transactional_id``.
 
     The pool closes a producer that was fenced or otherwise broken, and replaces it with a new
     producer with the same ``transactional_id``, a new client and a new epoch. If the new producer
     cannot start, the next transaction that needs this producer tries to start it again. A
     transaction that waits for a producer whose start fails raises the error of the start. After
     :exc:`TransactionOutcomeUnknown`, the producer itself replaces its client. The brokers then
-    finish or abort the commit before the next transaction with that ``transactional_id`` begins.
+    finish the commit or abort the transaction before the next transaction with that
+    ``transactional_id`` begins.
 
     When the block has ended, all producers are closed. If the block ends without an exception, the
     pool closes all producers at the same time, within ``close_timeout``. If the block fails or is

@@ -107,7 +107,7 @@ def aggregate(*resolvers: ResolverLike, seconds: float | timedelta = 1.0) -> Res
     """Make a resolver that tries several resolvers in turn, until one of them finds targets.
 
     Args:
-        resolvers: the resolvers, in this order.
+        resolvers: the resolvers, in the order in which they are tried.
         seconds: the time that each resolver has, as seconds or a ``timedelta``. After this time,
             the next resolver is tried. The last resolver has the rest of ``resolve_timeout``.
 

@@ -48,7 +48,8 @@ def _check_name(field: str, name: object) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lookup:
-    """The argument of a :class:`Resolver`. The fields have the same names as in Akka Discovery.
+    """A service to look up: the argument of :meth:`Resolver.resolve`. The fields have the same
+    names as in Akka Discovery.
 
     Args:
         service_name: the name of the service, such as ``"kafka.internal"``.

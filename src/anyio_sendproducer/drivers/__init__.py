@@ -61,9 +61,9 @@ def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSet
         settings: the producer's settings.
 
     Raises:
-        SettingsError: there is no driver with that name, its client library is not installed, the
-            factory returned something else, the driver refuses the settings, or ``chosen`` is not
-            the driver for the ``producer`` of the settings.
+        SettingsError: there is no driver with that name, the driver's client library is not
+            installed, the factory did not return a driver, the driver refuses the settings, or
+            ``chosen`` is not the driver for the ``producer`` of the settings.
     """
     if settings.producer is not None:
         if chosen not in {None, "kafka-python"}:

@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 Outcome = RecordMetadata | DeliveryError
-"""The outcome of one record."""
+"""The outcome of one record: a :class:`~anyio_sendproducer.RecordMetadata` if it was delivered,
+otherwise a :exc:`~anyio_sendproducer.DeliveryError`."""
 
 
 class Submission(Protocol):
@@ -60,8 +61,8 @@ class Submission(Protocol):
 
 
 class Sink(Protocol):
-    """Gets the reports of a driver. Each method may be called from any thread, never blocks, and
-    never raises an exception."""
+    """An object that gets the reports of a driver. Each method may be called from any thread, never
+    blocks, and never raises an exception."""
 
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
         """Report the outcomes of these submissions. Each submission is reported once.
@@ -108,7 +109,7 @@ class Deadline:
     __slots__ = ("at",)
 
     def __init__(self, seconds: float) -> None:
-        #: In seconds of :func:`time.monotonic`.
+        #: The time of the deadline, in seconds of :func:`time.monotonic`.
         self.at: float = time.monotonic() + seconds
 
     def hurry(self, seconds: float) -> None:
@@ -212,8 +213,8 @@ class Driver(Protocol):
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: FBT001
         """Commit the transaction, or abort it.
 
-        All records of a transaction have their outcomes before it is committed. If it is aborted,
-        the client drops the records that it has not sent.
+        All records of a transaction have their outcomes before it is committed. If a transaction is
+        aborted, the client drops its unsent records.
 
         The method returns after the brokers have answered, soon after the deadline, or soon after
         another thread called :meth:`close`.
@@ -233,8 +234,8 @@ class Driver(Protocol):
         :exc:`~anyio_sendproducer.ProducerFenced` means that another producer has taken over the
         ``transactional_id``, or may have done so. The producer then opens no further client.
 
-        The text of this error becomes part of the error of each record whose ``delivery_timeout``
-        expires. The event loop calls this method: it must not block.
+        The text of the returned error becomes part of the error of each record whose
+        ``delivery_timeout`` expires. The event loop calls this method: it must not block.
         """
         ...
 
@@ -331,8 +332,8 @@ class LingeringDriver(Driver, Protocol):
         """If ``on`` is True, send the records for which the client lingers, and do not linger until
         a call with False.
 
-        The event loop calls this method: it must not block. ``on`` is False at first, and each call
-        changes it.
+        The event loop calls this method: it must not block. Before the first call, the client
+        lingers. The producer never passes the same value twice in a row.
         """
         ...
 
@@ -379,7 +380,7 @@ class DescribingDriver(Driver, Protocol):
 
 
 DriverFactory = Callable[[ProducerSettings], Driver]
-"""Creates a driver. The factory checks the settings and does not connect."""
+"""A callable that makes a driver. It checks the settings and does not connect."""
 
 
 #: Ends the message of a start that failed.

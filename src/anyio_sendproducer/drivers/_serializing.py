@@ -119,7 +119,7 @@ def serialize_record(
     Returns:
         The record with a serialized key and value and with the headers that serializers added; and
         the size of its key, value and headers in bytes, for
-        :attr:`~anyio_sendproducer.drivers.Submitted.sizes`.
+        :attr:`Submitted.sizes <anyio_sendproducer.drivers.Submitted.sizes>`.
 
     Raises:
         SerializationFailed: a serializer raised, returned a wrong type, or added an invalid header.
