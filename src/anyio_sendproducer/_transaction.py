@@ -309,7 +309,11 @@ class Transaction(Sender, NoPublicConstructor):
         with anyio.move_on_after(engine.settings.delivery_timeout):
             while True:
                 self._status.generation = engine.bridge.generation
-                await engine.bridge.call(lambda driver: driver.begin_transaction())
+                try:
+                    await engine.bridge.call(lambda driver: driver.begin_transaction())
+                except ProducerFenced as error:
+                    engine.replace_client(error)  # breaks the producer
+                    raise
                 if not self._admission.was_client_replaced:
                     return
         raise TransactionError(
@@ -423,12 +427,18 @@ class Transaction(Sender, NoPublicConstructor):
             )
         with CancelScope(shield=True):
             if not self._admission.was_client_replaced:
+                # If send_offsets() raised ProducerFenced, another client would fence the producer
+                # that took over. So this error breaks the producer, whether or not the abort fails.
+                raised = self._status.abort_reason
+                fenced = raised if isinstance(raised, ProducerFenced) else None
                 try:
                     await self._end(Deadline(seconds), self._bound_for(seconds), commit=False)
+                    if fenced is not None:
+                        engine.replace_client(fenced)
                 except SendProducerError as error:
-                    engine.replace_client(error)
+                    engine.replace_client(fenced or error)
                 except BaseException as error:
-                    engine.replace_client(error)
+                    engine.replace_client(fenced or error)
                     raise
             # Records that have no outcome by then are part of the aborted transaction, too. Their
             # callers get the outcomes later.

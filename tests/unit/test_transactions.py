@@ -524,6 +524,8 @@ async def test_refused_offsets_abort_the_transaction(
                 with raising(kind, match="no member"):
                     await tx.send_offsets({("t", 0): 1}, "group")
         assert state(tx) is TransactionState.ABORTED
+        is_fenced = kind is ProducerFenced
+        assert producer.statistics().state == ("broken" if is_fenced else "open")
     error = caught.value
     told = error.__cause__ if kind is TransactionError else error
     assert (type(told), str(told)) == (kind, str(refused))
@@ -661,6 +663,35 @@ async def test_a_fenced_producer_is_broken(
             async with producer.transaction():
                 never()
         assert producer.statistics().generations == 1
+
+
+async def test_fenced_offsets_break_the_producer_even_if_the_abort_has_no_answer(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """A new client would take the transactional_id back."""
+    fake.offsets_error = ProducerFenced("another one")
+    fake.end_error = once(TransactionError("no answer"), commit=False)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(ProducerFenced, match="another one"):
+            async with producer.transaction() as tx:
+                await tx.send_offsets({("t", 0): 1}, "group")
+        assert producer.statistics().state == "broken"
+        assert producer.statistics().generations == 1
+
+
+async def test_a_producer_that_is_fenced_when_it_begins_is_broken(
+    settings: ProducerSettings,
+) -> None:
+    class Fenced(FakeDriver):
+        def begin_transaction(self) -> None:
+            raise ProducerFenced("another one")
+
+    async with open_send_producer(settings, driver=Fenced()) as producer:
+        for error in (ProducerFenced, ProducerBroken):
+            with raising(error, match="another one"):
+                async with producer.transaction():
+                    never()
+        assert producer.statistics().state == "broken"
 
 
 async def test_a_waiting_transaction_raises_when_the_producer_breaks(
