@@ -54,6 +54,8 @@ def test_metadata() -> None:
     assert factories.metadata(
         ORDER, topic="t", partition=0, offset=None, timestamp_ms=0
     ) == RecordMetadata("t", 0, None, 0, 2, 8)
+    # As with acks=0: without an offset, there is no timestamp.
+    assert factories.metadata(ORDER, offset=None) == RecordMetadata("orders", 2, None, None, 2, 8)
     assert factories.metadata(ProducerRecord("t", None, "größe")).serialized_key_size == 7
 
 

@@ -1,4 +1,4 @@
-"""Factories for records, results and errors, with a default for each field.
+"""Factories for records, results and errors, with defaults for most fields.
 
 A test of code that uses a result, or handles an error, needs objects that look like real ones. Each
 factory of a :class:`~anyio_sendproducer.DeliveryError` takes the record as its only positional
@@ -118,6 +118,7 @@ def metadata(
         partition: the partition's number; 0 if the record has no partition either.
         offset: the record's offset in the partition; None as with ``acks=0``.
         timestamp_ms: milliseconds since 1970-01-01 UTC; 0 if the record has no timestamp either.
+            If ``offset`` is None, the default is None, as with ``acks=0``.
 
     The sizes are the lengths of the key and the value in bytes. For a key or value that is not
     bytes, the size is the length of its str() in UTF-8. For None, the size is None.
@@ -125,7 +126,7 @@ def metadata(
     of = record() if of is None else of
     if partition is None:
         partition = of.partition or 0
-    if timestamp_ms is None:
+    if timestamp_ms is None and offset is not None:
         timestamp_ms = of.timestamp_ms or 0
     return RecordMetadata(
         of.topic if topic is None else topic,

@@ -330,8 +330,7 @@ def _metadata_of(record: AnyRecord) -> st.SearchStrategy[RecordMetadata]:
         )
 
     def not_asked(partition: int) -> RecordMetadata:
-        made = factories.metadata(record, partition=partition, offset=None)
-        return made._replace(timestamp_ms=None)
+        return factories.metadata(record, partition=partition, offset=None)
 
     numbers = st.integers(0, 99) if record.partition is None else st.just(record.partition)
     # With LogAppendTime, the broker chooses the timestamp.
