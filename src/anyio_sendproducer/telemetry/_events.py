@@ -50,7 +50,8 @@ class Given:
     record: ProducerRecord[Any, Any]
     """The caller's record."""
     at: float
-    """The time of the call, in seconds of the event loop's clock."""
+    """The time at which the record was passed to the producer, in seconds of the event loop's
+    clock. A call with several records passes each record when the earlier records are accepted."""
     client_id: str
     """The ``client_id`` of the producer's settings."""
     batch: Batch | None
@@ -96,9 +97,11 @@ class Delivered:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since the caller passed the record."""
+    """Seconds since the record was passed to the producer."""
     size: int
-    """The size of the key, value and headers in bytes, as they were sent."""
+    """The size of the key, value and headers in bytes, as they were sent. If there is a serializer,
+    and the broker answers while the producer still passes the record's batch to the client, the
+    size is an estimate."""
     metadata: RecordMetadata
     """Where the record was written."""
     abandoned: bool
@@ -116,7 +119,7 @@ class Failed:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since the caller passed the record."""
+    """Seconds since the record was passed to the producer."""
     error: DeliveryError
     """The error that the caller gets."""
     handed_over: bool
@@ -137,13 +140,14 @@ class Withdrawn:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since the caller passed the record."""
+    """Seconds since the record was passed to the producer."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Refused:
     """A record was not accepted, because it is invalid or there was no room for it. This is the
-    record's only event."""
+    record's only event. If the producer is closed or broken when the caller passes the record,
+    there is no event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -152,7 +156,7 @@ class Refused:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     duration: float
-    """Seconds since the caller passed the record."""
+    """Seconds since the record was passed to the producer."""
     error: Exception | None
     """The error that the caller gets; None if the caller was cancelled while it waited for room. If
     ``enqueue_nowait`` finds no room, there is no event, unless only the added headers did not
@@ -197,7 +201,8 @@ class GenerationEnded:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     error: BaseException | None
-    """The reason why the client was given up; None if the producer was closed."""
+    """The error because of which the client was given up or the producer broke; None if there was
+    no such error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -231,8 +236,8 @@ class Observer(Protocol):
     For each accepted record, an observer gets :class:`Accepted`, then :class:`HandedOver` each time
     the client receives the record, and finally exactly one of :class:`Delivered`, :class:`Failed`
     and :class:`Withdrawn`. The caller of the record may continue before the observer gets the last
-    event. For a record that was not accepted, the observer gets only :class:`Refused`. It gets all
-    events before the producer's block has ended.
+    event. The only event of a record that was not accepted is :class:`Refused`. The observer gets
+    all events before the producer's block has ended.
 
     An observer may have an attribute ``event_types``, a collection of event classes such as
     ``(Delivered, Failed)``. The observer then gets only these events, and the producer does not

@@ -63,9 +63,10 @@ class LoggingObserver:
     Failed records are logged at level WARNING. In each batch of events, there is one line for each
     combination of topic, kind of error and persistence, with the number of records. An unreachable
     cluster thus causes only a few lines. A client that was given up is also logged at WARNING.
-    Other events of clients and of the producer are logged at INFO, and other events of records at
-    DEBUG. Keys, values and headers are never logged. If a serializer or a partitioner raises an
-    exception, only the class of this exception is logged, because its text may contain the record.
+    Other events of clients and of the producer are logged at INFO, and other events of records and
+    of calls at DEBUG. Keys, values and headers are never logged. If a serializer or a partitioner
+    raises an exception, only the class of this exception is logged, because its text may contain
+    the record.
 
     Each line has structured fields (``extra``). If OpenTelemetry's conventions define a field, the
     field has the name from the conventions, such as ``messaging.destination.name``,

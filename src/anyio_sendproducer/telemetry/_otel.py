@@ -79,11 +79,11 @@ class OpenTelemetryObserver:
 
     Each record has a span, whose parent is the current span of the caller. The observer adds the
     context of the span to the record's headers, so that a consumer can continue the trace. The span
-    ends with the record's outcome. A call of ``send_many`` or with a ``MultiMessage`` also has a
-    span, which links to the spans of the records. If the headers of a record already contain a
-    trace context, for example because the record is forwarded, the observer does not change the
-    headers, and the span links to that context. A call with several records then starts no span for
-    this record: the span of the call links to that context instead.
+    ends with the record's outcome. A call of ``send_many``, or of ``send_envelope`` with a
+    ``MultiMessage``, also has a span, which links to the spans of the records. If the headers of a
+    record already contain a trace context, for example because the record is forwarded, the
+    observer does not change the headers, and the span links to that context. A call with several
+    records then starts no span for this record: the span of the call links to that context instead.
 
     The reference lists all spans, attributes and metrics. One observer may be used for any number
     of producers.

@@ -27,8 +27,8 @@ class FailWhen:
     :attr:`FakeDriver.judge`.
 
     Args:
-        error: a callable that takes a record and returns its error, for example
-            ``factories.rejected`` of :mod:`~anyio_sendproducer.testing.factories`.
+        error: a callable that takes a record and returns its error, such as
+            ``factories.rejected``.
         topic: the topic of the record; None for every topic.
         where: only records for which this function returns True can fail; None for every record.
         every: how often a record that matches the conditions above fails. With 3, only the third,
