@@ -33,6 +33,19 @@ def test_the_state_machines_are_on_their_page(site: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("page", "alias", "start"),
+    [
+        ("telemetry-events", "telemetry.Event", "An event that"),
+        ("testing", "testing.AnswerRule", "A callable that takes a record"),
+    ],
+)
+def test_a_type_alias_shows_its_docstring(site: Path, page: str, alias: str, start: str) -> None:
+    html = (site / f"reference/{page}.html").read_text(encoding="utf-8")
+    entry = html[html.index(f'id="anyio_sendproducer.{alias}"') :]
+    assert f"<dd><p>{start}" in entry[: entry.index("</dl>")]
+
+
+@pytest.mark.parametrize(
     ("words", "page"),
     [
         ("open_send_producer", "reference/opening.html#anyio_sendproducer.open_send_producer"),
