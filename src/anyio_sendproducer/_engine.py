@@ -541,7 +541,7 @@ class Engine:
                     self.loop.wake(self._requeue_held())
                 if self.observation is not None:
                     self.observation.client_ended(self.ledger.broken_by)
-                    self.observation.inform()
+                    self.observation.end()
             finally:
                 self.closing.done.set()
 

@@ -173,6 +173,7 @@ class Observation:
         #: The facts of accepted records, if the last part is for them; see :meth:`open_accepted`.
         self.accepted: list[RecordFacts] | deque[RecordFacts] | None = self._no_list
         self._is_turn = False
+        self._has_ended = False
         self._generation = 0
         #: For each kind of error: when it was last logged, and how many occurred since then.
         self._logged_errors: dict[tuple[int, str, str], tuple[float, int]] = {}
@@ -185,6 +186,8 @@ class Observation:
             self._wake_pump()
         self._parts.append(part)
         self.accepted = self._no_list
+        if self._has_ended:
+            self.inform()
 
     def open_accepted(self) -> list[RecordFacts]:
         """Open a list for the facts of accepted records, because :attr:`accepted` is None.
@@ -259,6 +262,14 @@ class Observation:
                 raise
             except BaseException as error:  # noqa: BLE001  # an observer's error must not fail a record
                 self._log_error(observer, "observe", error)
+
+    def end(self) -> None:
+        """Pass the last events to the observers, because the pump has ended.
+
+        A call with several records may end later, in its own task: that event is passed on at once.
+        """
+        self._has_ended = True
+        self.inform()
 
     def _log_error(self, observer: Observer, method: str, error: BaseException) -> None:
         kind = (id(observer), method, error_type(error))

@@ -550,6 +550,26 @@ async def test_a_call_on_a_closed_producer(settings: ProducerSettings, recorder:
     check_story(recorder, producer.statistics())
 
 
+async def test_a_call_that_ends_after_the_producer(
+    settings: ProducerSettings, fake: FakeDriver, recorder: Recorder
+) -> None:
+    fake.on_open.shut()  # no broker answers
+    settings = settings.evolve(wait_for_cluster=False, close_timeout=0)
+    records = [record(b"1"), record(b"2")]
+    async with task_group() as tasks:
+        async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
+            call = Call(tasks, producer.send_many, records)
+            await until(of(recorder, Accepted))
+        await call.wait()
+    assert isinstance(call.error, MultiDeliveryError)
+    (ended,) = recorder.of(BatchEnded)
+    assert (ended.failed, ended.error, ended.cancelled) == (2, None, False)
+    with raising(ProducerClosed) as caught:
+        await producer.send_many(records)
+    assert recorder.of(BatchEnded)[-1].error is caught.value
+    check_story(recorder, producer.statistics())
+
+
 @pytest.mark.parametrize("most", [3, 1000])
 async def test_a_call_with_more_records_than_room(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering, most: int

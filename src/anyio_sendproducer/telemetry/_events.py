@@ -172,8 +172,8 @@ class BatchEnded:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     failed: int
-    """The number of records that were not delivered; 0 if the call ended before the outcomes of its
-    records."""
+    """The number of records that were not delivered; 0 if the call ended before its records had
+    their outcomes."""
     error: Exception | None
     """The error that ended the call before the records had their outcomes; None if there was
     none."""
@@ -237,12 +237,13 @@ class Observer(Protocol):
     the client receives the record, and finally exactly one of :class:`Delivered`, :class:`Failed`
     and :class:`Withdrawn`. The caller of the record may continue before the observer gets the last
     event. The only event of a record that was not accepted is :class:`Refused`. The observer gets
-    all events before the producer's block has ended.
+    all events before the producer's block has ended, except the :class:`BatchEnded` of a call that
+    ends later.
 
     An observer may have an attribute ``event_types``, a collection of event classes such as
     ``(Delivered, Failed)``. The observer then gets only these events, and the producer does not
-    create other events for it. The producer reads the attribute when it is opened. An observer
-    without this attribute gets all events.
+    create other events for it. The producer reads the attribute when the producer is opened. An
+    observer without this attribute gets all events.
 
     The producer calls an observer on the event loop's thread, so an observer must not block. Do
     slow work on another thread. If the observer raises an exception, the producer logs the error

@@ -85,8 +85,8 @@ class OpenTelemetryObserver:
     observer does not change the headers, and the span links to that context. A call with several
     records then starts no span for this record: the span of the call links to that context instead.
 
-    The reference lists all spans, attributes and metrics. One observer may be used for any number
-    of producers.
+    The page "Telemetry" of the documentation lists all spans, attributes and metrics. One observer
+    may be used for any number of producers.
 
     With ``traces=False``, the observer creates only metrics, adds no headers, and needs about a
     fifth of the CPU time that spans need.
