@@ -37,7 +37,7 @@ class _Table(SphinxDirective):
 
 
 class ImportLayers(_Table):
-    """``import-layers``: the layers from the bottom up, with the first sentence of each module."""
+    """``import-layers``: the layers from the bottom up, and how each module's docstring begins."""
 
     def lines(self) -> list[str]:
         """One row for each module."""
@@ -86,7 +86,7 @@ class _EmptySets(ast.NodeTransformer):
 
 
 def _first_words(name: str) -> str:
-    """The first sentence of a module's docstring."""
+    """The first paragraph of a module's docstring."""
     spec = importlib.util.find_spec(f"{PACKAGE}.{name}" if name else PACKAGE)
     if spec is None or spec.origin is None:
         raise LookupError(f"there is no module {name!r}")

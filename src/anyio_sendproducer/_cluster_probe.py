@@ -1,4 +1,4 @@
-"""Asks the cluster to describe itself, with a second client. A user's own driver asks by itself."""
+"""Asks the cluster to describe itself, with a second client or with a user's own driver."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The producer. Its methods run on the caller's task; :class:`~._engine.Engine` does the rest."""
+"""The producer: its public methods, which run in the caller's task. The engine does the rest."""
 
 from __future__ import annotations
 
