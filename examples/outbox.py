@@ -16,8 +16,9 @@ Only consumers with ``isolation.level=read_committed`` see each row exactly once
 the same name do no harm: the later relay fences the earlier relay, which then ends.
 
 After Ctrl-C or SIGTERM, the relay finishes the open transaction and ends. A second signal aborts
-the transaction. The exit code is 0 after one signal, 130 after a second one, and 1 after an error,
-which is printed. Environment variables that start with OUTBOX_ are settings of the producer.
+the transaction, unless its commit was already requested. The exit code is 0 after one signal, 130
+after a second one, and 1 after an error, which is printed. Environment variables that start with
+OUTBOX_ are settings of the producer.
 
 The relay calls sqlite3 of the standard library in worker threads, so it runs on asyncio and on
 Trio. aiosqlite only supports asyncio.
