@@ -82,8 +82,8 @@ async def send_with_retry(
             await send_with_retry(producer, record, dead_letter="orders.dead")
 
     A failure is retried if its ``persistence`` is ``NOT_PERSISTED``. :class:`RecordRejected` and
-    :class:`SerializationFailed` are not retried, because another attempt would fail in the same
-    way.
+    :class:`SerializationFailed` are not retried, because another attempt would usually fail in the
+    same way.
 
     Retries change the order of records. Records that are sent during a pause are written before the
     retried record, even if they have the same key.
