@@ -95,7 +95,7 @@ async def _running(
     flow: FlowStream[Any], *feeders: Callable[[], Any]
 ) -> AsyncGenerator[anyio.abc.ObjectReceiveStream[Any]]:
     flow._engine.affinity.check()
-    scopes = [anyio.CancelScope() for _ in feeders]
+    scopes = flow.feeder_scopes = [anyio.CancelScope() for _ in feeders]
 
     async def run(feeder: Callable[[], Any], scope: anyio.CancelScope) -> None:
         with scope:
@@ -108,10 +108,8 @@ async def _running(
                 tasks.start_soon(run, feeder, scope)
             yield flow
         finally:
-            # The group's own scope is not cancelled: if the task that entered the block has ended,
-            # AnyIO would try forever to cancel that task.
-            for scope in scopes:
-                scope.cancel()
+            # This cancels the feeders, and not the group's own scope: if the task that entered the
+            # block has ended, AnyIO would try forever to cancel that task.
             flow.close()
 
 
@@ -164,7 +162,6 @@ def run_transactional_flow(
                 async with _closing_iterator(source) as envelopes:
                     async for envelope in envelopes:
                         check_is_envelope(envelope)
-                        await flow.wait_until_not_full()
                         await to_commit_send.send(envelope)
                         if flow.is_closed:
                             break
@@ -177,7 +174,16 @@ def run_transactional_flow(
     async def commit_each() -> None:
         try:
             with to_commit:
-                async for envelope in to_commit:
+                while True:
+                    # The reader can't wait for a place: when it has the next envelope, the last one
+                    # may not be in the queue yet.
+                    await flow.wait_until_not_full()
+                    if flow.is_closed:
+                        break
+                    try:
+                        envelope = await to_commit.receive()
+                    except anyio.EndOfStream:
+                        break
                     await commit_some(envelope)
         except Exception as error:  # noqa: BLE001  # as above
             flow.end(error)

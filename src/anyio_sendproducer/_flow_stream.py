@@ -104,6 +104,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         self._slots: collections.deque[_Slot] = collections.deque()
         #: The slots that follow those of ``_slots``. Their transaction is not committed yet.
         self._uncommitted: list[_Slot] = []
+        #: The scopes of the feeders, which :meth:`close` cancels.
+        self.feeder_scopes: list[anyio.CancelScope] = []
         #: The slot whose records are being entered.
         self._entering: _Slot | None = None
         self._ended = False
@@ -145,6 +147,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         # How many envelopes to enter before the next check for places, and before other tasks run.
         left = min(_ENVELOPES_BETWEEN_YIELDS, self.places)
         async for envelope in envelopes:
+            if self.is_closed:  # while the source was making this envelope
+                return
             if not left:
                 if self.is_full:
                     with self._engine.hurrying():
@@ -176,8 +180,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
             else:
                 check_is_envelope(envelope)
                 await self.enter(sender, envelope)
-            if self.is_closed:
-                return
+                if self.is_closed:
+                    return
 
     async def enter(
         self, sender: Sender, envelope: Envelope[Any, Any, Any], *, committed: bool = True
@@ -249,11 +253,13 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         self._wake_receiver()
 
     def close(self) -> None:
-        """Close the stream, and withdraw the records that were not submitted.
+        """Close the stream, cancel the feeders, and withdraw the records that were not submitted.
 
         If another task is receiving, it still gets the result that it waits for.
         """
         self.is_closed = True
+        for scope in self.feeder_scopes:
+            scope.cancel()
         kept = [self._slots.popleft()] if self._receiving and self._slots else []
         slots = [*self._slots, *self._uncommitted]
         if self._entering is not None:

@@ -520,6 +520,61 @@ async def test_a_closed_stream_takes_nothing(settings: ProducerSettings) -> None
             assert producer.statistics().accepted == accepted
 
 
+async def test_a_closed_stream_leaves_later_envelopes_in_the_source(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    give, take = anyio.create_memory_object_stream[Any](10)
+    async with open_send_producer(settings, driver=fake) as producer, give, take:
+        async with producer.flow(take) as results:
+            await quiet()  # the feeder waits for the source
+            await results.aclose()
+            await quiet()
+            give.send_nowait(Message(record()))
+            await quiet()
+            assert take.statistics().current_buffer_used == 1
+        assert producer.statistics().accepted == 0
+
+
+async def test_an_envelope_that_arrives_while_the_block_is_left_is_not_written(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """The source has woken the feeder, which runs after the block was left."""
+    give, take = anyio.create_memory_object_stream[Any]()
+    async with open_send_producer(settings, driver=fake) as producer, give, take:
+        async with producer.flow(take):
+            await quiet()  # the feeder waits for the source
+            give.send_nowait(Message(record()))
+        await producer.flush()
+        assert producer.statistics().accepted == 0
+
+
+@pytest.mark.parametrize("kind", [Message, MultiMessage])
+async def test_an_envelope_that_gets_room_while_the_block_is_left_is_the_last(
+    settings: ProducerSettings, kind: Any
+) -> None:
+    """One outcome wakes the receiver, which leaves the block, and then the feeder."""
+    fake = FakeDriver(manual=True)
+    envelope = Message(record()) if kind is Message else MultiMessage([record()])
+    source = Source([envelope] * 9)
+    async with (
+        open_send_producer(settings.evolve(max_in_flight=1), driver=fake) as producer,
+        task_group() as tasks,
+    ):
+
+        async def acknowledge() -> None:
+            await until(lambda: producer.statistics().waiting == 1)
+            await taken(fake, 1)
+            fake.acknowledge()
+
+        acknowledging = Call(tasks, acknowledge)
+        async with producer.flow(source, max_in_flight=5) as results:
+            await results.receive()
+        await acknowledging.wait()
+        assert source.taken == 2
+        fake.manual = False
+        await until(lambda: fake.acknowledge() or not producer.statistics().in_flight)
+
+
 async def test_closing_the_stream_while_an_envelope_waits_for_room(
     settings: ProducerSettings,
 ) -> None:
@@ -699,6 +754,29 @@ async def test_a_transaction_has_at_most_max_in_flight_envelopes(
     sizes = [len(records) for _, records in fake.transactions]
     assert max(sizes) <= 4
     assert sum(sizes) == 10
+
+
+@pytest.mark.parametrize("most", [1, 3])
+async def test_at_most_max_in_flight_results_of_transactions_wait_for_the_receiver(
+    transactional: ProducerSettings, most: int
+) -> None:
+    """The flow takes one further envelope, which waits even if the source yields it at once."""
+    fake, source = PolledFakeDriver(), Endless()
+    async with open_send_producer(transactional, driver=fake) as producer:
+        async with producer.flow(source, max_in_flight=most) as results:
+            for number in range(3):
+                expected = number + most
+                await until(lambda count=expected: committed(fake) == count)
+                for _ in range(10):
+                    await quiet()
+                assert producer.statistics().accepted == expected
+                assert source.taken == expected + 1
+                assert (await results.receive()).pass_through == number + 1
+
+
+def committed(fake: FakeDriver) -> int:
+    """Return how many records were committed."""
+    return sum(len(sent) for _, sent in fake.transactions)
 
 
 async def test_a_sink_sends_offsets_in_the_transaction_of_their_records(
