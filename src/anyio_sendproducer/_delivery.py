@@ -245,7 +245,7 @@ class Delivery(NoPublicConstructor):
 
     @property
     def done(self) -> bool:
-        """Whether the record has its outcome. If it has, :meth:`wait` returns without waiting."""
+        """Whether the record has its outcome. If it has, :meth:`wait` does not wait."""
         return self._entry.outcome is not None
 
     def __await__(self) -> Generator[Any, Any, RecordMetadata]:
@@ -266,8 +266,8 @@ class Delivery(NoPublicConstructor):
         If the record has its outcome, only every hundredth call lets other tasks run, checks for
         cancellation, and checks that it runs on the producer's event loop.
 
-        Cancellation ends only this call. The record is still sent, and a later call returns its
-        outcome.
+        Cancellation ends only this call. The record is still sent, and a later call can wait for
+        its outcome.
         """
         entry, sender = self._entry, self._sender
         if entry.outcome is None:

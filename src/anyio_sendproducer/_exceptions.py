@@ -123,11 +123,15 @@ class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
 
 
 class ProducerMisused(SendProducerError, RuntimeError):
-    """The producer was used on another event loop, in another thread or in a forked process. This
-    error is also raised if different tasks entered and left the block of a producer, a flow or a
-    pool; if a :class:`ProducerService` is used on Trio, or a :class:`TransactionPool` before its
-    block; or if a finalizer or a signal handler interrupted the producer's own code and called the
-    producer."""
+    """The producer was used on another event loop, in another thread or in a forked process.
+
+    This error is also raised in the following cases:
+
+    - Different tasks entered and left the block of a producer, a flow or a pool.
+    - A :class:`ProducerService` is used on Trio.
+    - A :class:`TransactionPool` is used before its block is entered.
+    - A finalizer or a signal handler interrupted the producer's own code and called the producer.
+    """
 
 
 class DeliveryError(SendProducerError):
@@ -174,7 +178,8 @@ class DeliveryTimeout(DeliveryError):
 
 class RecordRejected(DeliveryError):
     """The record was refused, because it is invalid or too large, its topic or partition does not
-    exist, or the producer may not write to the topic. The persistence is always ``NOT_PERSISTED``.
+    exist, the ``partitioner`` failed, or the broker refused the record, for example because the
+    producer may not write to the topic. The persistence is always ``NOT_PERSISTED``.
 
     The other records of its batch are delivered if the broker reports which records are at fault.
     If the broker reports only that the batch is too large, the batch is divided until the rejected

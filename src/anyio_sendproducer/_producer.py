@@ -219,17 +219,18 @@ class SendProducer(Sender, NoPublicConstructor):
             max_in_flight: how many envelopes may have a result that was not received yet. The flow
                 takes one further envelope from the source, and this envelope waits. None stands for
                 the ``max_in_flight`` of the settings.
-            offsets: a function that takes an envelope and returns offsets by topic and partition.
-                Each offset is the one of the next record to read after this envelope. The offsets
-                are committed together with the records; see :meth:`Transaction.send_offsets`. This
-                argument needs a ``transactional_id``.
+            offsets: a function that takes an envelope and returns, by topic and partition, the
+                offsets of the next records to read after this envelope. The offsets are committed
+                together with the records; see :meth:`Transaction.send_offsets`. This argument needs
+                a ``transactional_id`` and ``group_metadata``.
             group_metadata: the consumer group of the offsets.
 
         Raises:
             SettingsError: an argument is wrong.
 
         If you leave the block early, the flow takes no more envelopes from the source. The producer
-        withdraws records that the client does not have, as if their ``send`` were cancelled.
+        withdraws records that the client does not have, as if their ``send`` were cancelled. If the
+        flow has begun a transaction and has not requested its commit, the transaction is aborted.
         Closing the stream has the same effect.
         """
         settings = self._engine.settings

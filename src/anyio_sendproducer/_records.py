@@ -52,7 +52,8 @@ class ProducerRecord(Generic[K, V]):
     :meth:`SendProducer.send` raises a :class:`RecordRejected` that contains the record.
 
     Args:
-        topic: the topic's name: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``.
+        topic: the topic's name: 1 to 249 of the characters ``a-z A-Z 0-9 . _ -``. The names ``.``
+            and ``..`` are not allowed.
         value: the value: bytes, or an object that the producer's ``value_serializer`` accepts.
             None is a tombstone, which deletes the key from a compacted topic.
         key: the key: bytes, or an object that ``key_serializer`` accepts. By default, records with

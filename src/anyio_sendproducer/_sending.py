@@ -155,7 +155,7 @@ class Sender:
                 The ``persistence`` of the error is ``NOT_PERSISTED`` if the client did not have the
                 record yet. Such a record is never written.
             RecordRejected: the record is invalid or too large, its topic or partition does not
-                exist, or the broker refused it.
+                exist, the ``partitioner`` failed, or the broker refused the record.
             SerializationFailed: the key or the value could not be serialized.
             DeliveryError: the record was not delivered for another reason. The ``persistence`` of
                 every DeliveryError says whether the record may have been written nevertheless.
@@ -166,15 +166,15 @@ class Sender:
             TransactionError: the producer has a ``transactional_id``, and sends only with a
                 :class:`Transaction`.
             TypeError: the arguments are neither a ProducerRecord nor the fields of one.
-            SettingsError: ``timeout`` is not a positive number of seconds.
+            SettingsError: ``timeout`` is not a duration above 0.
 
         If the call is cancelled, for example by a deadline, and the client does not have the record
         yet, the record is withdrawn and never written. If the client already has the record, only
         the waiting ends. ``statistics().abandoned`` counts this record, and the client still sends
         it. If the client returns the record because the metadata of its topic is missing, the
         record is withdrawn. Other records are not affected. If the scope is already cancelled when
-        the call starts, the record may be withdrawn or may still be sent. A task that sends in a
-        loop can be cancelled even if every outcome arrives immediately.
+        the call starts, the record may still be sent. A task that sends in a loop can be cancelled
+        even if every outcome arrives immediately.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
         # system call up to Python 3.11. A task of another loop in this thread can't await the
@@ -265,7 +265,7 @@ class Sender:
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``envelope`` is not an envelope, or one of its records is not a
                 ProducerRecord. No record was sent.
-            SettingsError: ``timeout`` is not a positive number of seconds.
+            SettingsError: ``timeout`` is not a duration above 0.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
@@ -314,7 +314,7 @@ class Sender:
                 accepted.
             ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``records`` is not an iterable of ProducerRecords. No record was sent.
-            SettingsError: ``timeout`` is not a positive number of seconds.
+            SettingsError: ``timeout`` is not a duration above 0.
 
         Cancellation: as with :meth:`send`, for each record on its own.
         """
@@ -342,9 +342,9 @@ class Sender:
             DeliveryError: the producer was closed or broke, or the transaction was aborted, while
                 the call waited for room.
             RecordRejected: the record is invalid, or is larger than ``max_buffered_bytes``. If only
-                the client, a broker or a serializer can find the error, :meth:`Delivery.wait`
-                raises it. This call raises such an error only if the call waited for room, and the
-                record failed before the task ran again.
+                the client, a broker, a serializer or the ``partitioner`` can find the error,
+                :meth:`Delivery.wait` raises it. This call raises such an error only if the call
+                waited for room, and the record failed before the task ran again.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 

@@ -184,7 +184,8 @@ async def check_cluster(
         The steps and the cluster's description. A failure is reported as a step instead of being
         raised.
 
-    Cancellation closes the connections that the current step has opened.
+    Cancellation closes the connections that the current step has opened. It does not interrupt the
+    step ``cluster``, and takes effect when this step ends.
     """
     findings = _Findings(settings, driver)
     functions: dict[str, Callable[[_Findings], Awaitable[tuple[str, ...]]]] = {
