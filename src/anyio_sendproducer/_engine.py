@@ -258,6 +258,7 @@ class Engine:
                                 self.wake_and_notify(())
                         if observation is not None:
                             observation.inform()
+                        del events, polled  # so that no record stays in memory during the wait
                 except Exception as error:  # noqa: BLE001  # every waiting caller gets it
                     self._crash(error)
                 finally:
@@ -457,8 +458,7 @@ class Engine:
         self.client = _REOPENING
         self._accepted_before_replacement = self.ledger.accepted
         if self.resolver.asks:
-            # A task of a transaction may call this, but look-ups run in the contextvars context of
-            # the task that opened the producer.
+            # A transaction's task may call this, but look-ups run in the opening task's context.
             self._context.copy().run(self._tasks.start_soon, self._reopen, error)
         else:
             self.bridge.reopen(error, self.ledger.in_flight_bytes)

@@ -453,7 +453,7 @@ class Ledger:
     @property
     def first_failure(self) -> DeliveryError | None:
         """The first failure since the last call of :meth:`separate_transactions`, without the
-        failures of records accepted before that call."""
+        failures of records accepted before that call; None before the first call."""
         return self._unawaited.first.error
 
     # --- callers that stop waiting -----------------------------------------------------------

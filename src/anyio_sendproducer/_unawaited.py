@@ -84,19 +84,20 @@ class FirstFailure:
 
     Args:
         accepted: how many records had been accepted when the transaction began. They are not part
-            of the transaction.
+            of the transaction. None if no transaction has begun: then no failure is kept, because
+            the traceback of an error keeps the frames of its caller alive.
     """
 
-    def __init__(self, accepted: int = 0) -> None:
+    def __init__(self, accepted: int | None = None) -> None:
         self._accepted = accepted
         self.error: DeliveryError | None = None
 
     def includes(self, entry: Entry) -> bool:
         """Whether a record is part of the transaction. A record that waits for room is part of it,
         and has no number (0) yet."""
-        return not 0 < entry.seq <= self._accepted
+        return self._accepted is None or not 0 < entry.seq <= self._accepted
 
     def note(self, entry: Entry, error: DeliveryError) -> None:
         """Note that a record failed."""
-        if self.error is None and self.includes(entry):
+        if self.error is None and self._accepted is not None and self.includes(entry):
             self.error = error

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gc
 import sys
 import traceback
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import anyio
@@ -203,3 +205,25 @@ async def test_a_failure_leaves_nothing_to_the_garbage_collector(name: str) -> N
             gc.unfreeze()
         # Other code in this process may leave a few objects. A cycle in each call leaves more.
         assert found < 50
+
+
+@pytest.mark.skipif(sys.implementation.name != "cpython", reason="needs reference counting")
+async def test_the_producer_keeps_no_failure_that_its_caller_has_seen() -> None:
+    callers: list[weakref.ref[object]] = []
+
+    class Local:
+        pass
+
+    async def call(producer: SendProducer) -> None:
+        local = Local()
+        callers.append(weakref.ref(local))
+        with suppress(RecordRejected):
+            await producer.send(record())
+
+    async with fake_producer(answer=factories.rejected) as fake:
+        for _ in range(3):
+            await call(fake.producer)
+        await quiet()
+        gc.collect()
+        # The traceback of a failure refers to the frames of its caller.
+        assert [caller() for caller in callers] == [None] * 3
