@@ -255,8 +255,9 @@ class Observer(Protocol):
         """Process the events since the last call.
 
         Args:
-            events: the events, in order; never empty. They are created when they are first read, so
-                ``len(events)`` costs very little. An observer may keep the sequence.
+            events: the events, in order; never empty. Each :class:`Accepted`, :class:`HandedOver`
+                and :class:`Delivered` is created when it is first read, so ``len(events)`` costs
+                very little. An observer may keep the sequence.
         """
         ...
 
