@@ -147,7 +147,9 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         # How many envelopes to enter before the next check for places, and before other tasks run.
         left = min(_ENVELOPES_BETWEEN_YIELDS, self.places)
         async for envelope in envelopes:
-            if self.is_closed:  # while the source was making this envelope
+            # While the source was making this envelope. mypy would take the attribute for False below.
+            was_closed = self.is_closed
+            if was_closed:
                 return
             if not left:
                 if self.is_full:

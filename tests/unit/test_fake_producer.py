@@ -486,11 +486,12 @@ async def test_records_stay_pending_if_a_function_of_the_test_raises(
     waiting = [by_hand.producer.enqueue_nowait(record(topic=topic)) for topic in "abcd"]
     await by_hand.wait_until_sent(4)
     by_hand.answer = answer
-    for call in (
+    calls: list[Callable[[], int]] = [
         by_hand.acknowledge,
         lambda: by_hand.acknowledge(topic="c"),
         lambda: by_hand.fail(cast("Any", answer), where=lambda it: it.topic in "cd"),
-    ):
+    ]
+    for call in calls:
         with pytest.raises(RuntimeError, match="a fault of the test"):
             call()
         assert "".join(one.topic for one in by_hand.pending) == "abcd"
