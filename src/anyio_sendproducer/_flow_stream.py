@@ -147,7 +147,7 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
         # How many envelopes to enter before the next check for places, and before other tasks run.
         left = min(_ENVELOPES_BETWEEN_YIELDS, self.places)
         async for envelope in envelopes:
-            # While the source was making this envelope. mypy would take the attribute for False below.
+            # While the source was making this envelope. (mypy would narrow the attribute.)
             was_closed = self.is_closed
             if was_closed:
                 return
