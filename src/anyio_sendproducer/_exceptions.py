@@ -285,7 +285,9 @@ class TransactionOutcomeUnknown(TransactionError):
 
 
 class ProducerFenced(TransactionError):
-    """Another producer uses this ``transactional_id`` now. This producer can never send again.
+    """Another producer uses this ``transactional_id`` now. This producer can never send again. With
+    the librdkafka driver, another possible reason is that the transaction took longer than
+    ``transaction.timeout.ms``.
 
     The brokers have aborted the open transaction. But if the commit raised this error, the
     transaction may be committed, because the request may have arrived before the other producer

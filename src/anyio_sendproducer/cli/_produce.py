@@ -63,7 +63,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Order", "run"]
 
-#: About how many records are sent with one wait: as many as may be in flight by default.
+#: Chunks are sent with one wait until they have this many records: as many as may be in flight by
+#: default. A single chunk of short lines can have more.
 _BATCH: Final = 10_000
 
 #: How many chunks are read in advance.
