@@ -345,13 +345,13 @@ async def test_the_error_names_a_wide_encoding_with_a_byte_order_mark(
         await values_of(tmp_path / "in", Layout(format=format_, topic="t"))
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("format_", ["jsonl", "csv", "failed"])
-async def test_the_error_names_utf_16_without_a_byte_order_mark(
+async def test_the_error_names_a_wide_encoding_without_a_byte_order_mark(
     encoding: str, format_: str, tmp_path: Path
 ) -> None:
     put(tmp_path / "in", "ab\n".encode(encoding))
-    name = encoding.upper().replace("UTF-16-", "UTF-16")
+    name = encoding[:6].upper() + encoding[7:].upper()
     with pytest.raises(InputError, match=f"in is {name}, .* iconv -f {name} -t UTF-8"):
         await values_of(tmp_path / "in", Layout(format=format_, topic="t"))
 

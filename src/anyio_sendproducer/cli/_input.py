@@ -33,6 +33,15 @@ _MARKS: Final = {
     codecs.BOM_UTF16_BE: "UTF-16",
 }
 
+#: Which bytes of an ASCII character are not NUL. JSON and most CSV begin with such a character. The
+#: pattern of UTF-32LE begins with that of UTF-16LE, so it comes first.
+_ASCII_CHARACTER: Final = {
+    b"\1\0\0\0": "UTF-32LE",
+    b"\0\0\0\1": "UTF-32BE",
+    b"\1\0": "UTF-16LE",
+    b"\0\1": "UTF-16BE",
+}
+
 
 def size_of(names: Sequence[str]) -> int | None:
     """The number of bytes of all inputs; None if it is unknown, as for a pipe."""
@@ -219,7 +228,9 @@ def _wide_encoding(data: bytes, layout: Layout) -> str:
         # Lines can be binary, but a line feed in one of these encodings has a NUL.
         if data.startswith(mark) and (layout.is_text or b"\0" in data):
             return encoding
-    # JSON and most CSV begin with an ASCII character. In UTF-16, one of its two bytes is NUL.
-    if layout.format in {"jsonl", "csv", "failed"} and data[:2].count(b"\0") == 1:
-        return "UTF-16BE" if data[0] == 0 else "UTF-16LE"
+    if layout.format in {"jsonl", "csv", "failed"}:
+        first = bytes(byte != 0 for byte in data[:4])
+        for pattern, encoding in _ASCII_CHARACTER.items():
+            if first.startswith(pattern):
+                return encoding
     return ""
