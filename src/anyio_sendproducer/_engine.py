@@ -418,7 +418,7 @@ class Engine:
             while self.pump is _SETTLING:  # settle arrived outcomes before expiring records
                 await anyio.lowlevel.checkpoint()
             now = self.clock.now()
-            last_error = self.bridge.last_error()
+            last_error = self.bridge.last_error() or self.resolver.open_error
             with self.step:
                 self.wake_and_notify(self.ledger.expire(now, last_error))
                 if self.ledger.is_stuck(now):

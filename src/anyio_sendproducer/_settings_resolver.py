@@ -55,6 +55,9 @@ class SettingsResolver:
         # The service of the last settings that enrich returned, and the resolver that looks it up;
         # None if those settings have only addresses.
         self._service: tuple[Lookup, Resolver] | None = None
+        # Why the last call of find_again() failed, without its traceback, which refers to this
+        # object.
+        self._failure: Exception | None = None
         self.settings = given
         #: Whether the settings are complete.
         self.is_complete = not self.asks
@@ -63,6 +66,12 @@ class SettingsResolver:
     def asks(self) -> bool:
         """Whether ``enrich`` or a resolver must be called before a client is constructed."""
         return self._given.enrich is not None or bool(self._given.service_name)
+
+    @property
+    def open_error(self) -> Exception | None:
+        """Why no first client can be opened yet: the last error of ``enrich`` or the look-up. None
+        if the settings are complete, or if no attempt has failed."""
+        return None if self.is_complete else self._failure
 
     def for_client(self) -> ProducerSettings:
         """The settings for the next client. With ``wait_for_cluster``, the first client's
@@ -119,6 +128,7 @@ class SettingsResolver:
                 enrich=None,
             )
         except Exception as error:  # noqa: BLE001  # the producer continues with what it has
+            self._failure = error.with_traceback(None)
             _log.warning(
                 "the client's settings stay as they were: %s",
                 error,

@@ -15,6 +15,7 @@ from anyio_sendproducer import (
     ProducerFenced,
     ProducerSettings,
     ProducerStartError,
+    SendProducerError,
     SettingsError,
     UndeliveredRecords,
     _driver_thread,
@@ -210,6 +211,51 @@ async def test_a_service_that_is_found_late(
         assert (await delivery).offset == 0
         assert fake.settings is not None
         assert fake.settings.addresses == ("found.invalid:9092",)
+
+
+async def test_the_errors_say_why_a_service_is_not_found(
+    fake: FakeDriver, clock: ManualClock
+) -> None:
+    settings = SETTINGS.evolve(
+        bootstrap_servers="", service_name="kafka.invalid", discovery_method=Service()
+    )
+    async with clock.open(settings, driver=fake) as producer, task_group() as tasks:
+        sent = Call(tasks, producer.send, record())
+        await quiet()
+        clock.advance(10)
+        await quiet()
+        assert isinstance(sent.error, DeliveryTimeout)
+        assert sent.error.persistence is Persistence.NOT_PERSISTED
+        assert isinstance(sent.error.__cause__, DiscoveryError)
+        assert str(sent.error).endswith("no name server answers")
+        with pytest.raises(SendProducerError, match="no name server answers"):
+            await producer.warm_up(["t"], timeout=0.001)
+
+
+async def test_an_old_failure_of_enrich_is_not_the_reason_of_a_timeout(
+    fake: FakeDriver, clock: ManualClock
+) -> None:
+    secrets = [OSError("the vault is sealed")]
+
+    async def enrich(settings: ProducerSettings) -> ProducerSettings:
+        if secrets:
+            raise secrets.pop()
+        return settings
+
+    fake.manual = True
+    async with (
+        clock.open(SETTINGS.evolve(enrich=enrich), driver=fake) as producer,
+        task_group() as tasks,
+    ):
+        await quiet()
+        clock.advance(_settings_resolver._REPEAT_SECONDS)
+        sent = Call(tasks, producer.send, record())
+        await until(lambda: len(fake.submitted) == 1)
+        clock.advance(10)
+        await quiet()
+        assert isinstance(sent.error, DeliveryTimeout)
+        assert sent.error.__cause__ is None
+        fake.acknowledge()
 
 
 async def test_closing_before_a_service_is_found(fake: FakeDriver, clock: ManualClock) -> None:
