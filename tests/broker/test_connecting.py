@@ -507,6 +507,22 @@ async def test_a_time_out_says_which_broker_can_not_be_reached(
         proxied.heal()
 
 
+async def test_a_time_out_during_the_first_attempt_says_why_no_broker_answers(
+    driver: DriverName, clock: ManualClock
+) -> None:
+    with reserved_ports(1) as [nobody]:
+        settings = ProducerSettings(
+            bootstrap_servers=f"127.0.0.1:{nobody}", wait_for_cluster=False, delivery_timeout=LONG
+        )
+        async with clock.open(settings, driver=driver) as producer:
+            error = await timed_out(
+                producer, clock, lambda: producer._engine.bridge.last_error() is not None
+            )
+            assert error.persistence is Persistence.NOT_PERSISTED
+            assert f"127.0.0.1:{nobody}" in str(error)
+            assert "refused" in str(error)
+
+
 async def test_a_time_out_says_that_the_login_is_refused(clock: ManualClock) -> None:
     """A producer that has long been running loses its permissions."""
     with scripted_broker(mechanisms=("PLAIN",), users={"me": "s3cret"}) as broker:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer import ProducerSettings, SendProducerError
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.testing import Gate
 from tests.support.fake_kafka_client import opened_on
@@ -59,3 +59,15 @@ def test_two_threads_that_close_the_driver_close_the_client_once(
     first.join(PATIENCE)
     assert not first.is_alive()
     assert client.is_closing
+
+
+def test_a_driver_that_is_being_opened_says_why_no_broker_answers() -> None:
+    driver = KafkaPythonDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
+    reason = SendProducerError("no broker answered: broker.invalid:1: no such host")
+    manager = types.SimpleNamespace(bootstrap_error=lambda: reason)
+    client: Any = types.SimpleNamespace(manager=manager)
+    driver._client = client
+    assert driver.last_error() is reason
+    driver.close(0)
+    # The error of the attempt has the reason.
+    assert driver.last_error() is None

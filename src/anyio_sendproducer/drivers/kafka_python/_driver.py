@@ -377,11 +377,15 @@ class KafkaPythonDriver:
     def last_error(self) -> Exception | None:
         """Return why a broker is not reached, or that another producer may have taken over.
 
+        While the driver is being opened, return why no address has answered so far.
+
         See :meth:`anyio_sendproducer.drivers.Driver.last_error`.
         """
-        opened = self._opened
+        opened, client = self._opened, self._client
         if opened is None:
-            return None
+            if client is None or self._opened_or_closed.is_set():
+                return None
+            return client.manager.bootstrap_error()
         doubt = None if opened.transactions is None else opened.transactions.doubt()
         if doubt is not None:
             return doubt

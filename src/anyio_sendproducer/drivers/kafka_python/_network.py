@@ -34,6 +34,7 @@ from kafka.protocol.metadata import (
 from kafka.protocol.producer import ProduceRequest
 from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslHandshakeRequest
 
+from ..._exceptions import SendProducerError
 from ..._shown import harmless, listed, one_line
 from ..security._settings import SCRAM
 from ..security._tls import tls_refusal
@@ -426,6 +427,12 @@ class ConnectionManager(KafkaConnectionManager):
         """Return for each bootstrap address why it did not answer."""
         # kafka-python shuffles the addresses.
         return sorted(f"{address_of(broker)}: {self._reason(broker)}" for broker in self._addresses)
+
+    def bootstrap_error(self) -> Exception | None:
+        """Return why no bootstrap address has answered so far; None if none of them has failed."""
+        if not any(broker.node_id in self.failures for broker in self._addresses):
+            return None
+        return SendProducerError(f"no broker answered: {listed(self.reasons(), separator='; ')}")
 
     def _reason(self, broker: Any) -> str:
         error = self.failures.get(broker.node_id) or self._ends.get(broker.node_id)
