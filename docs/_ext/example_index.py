@@ -36,7 +36,7 @@ def _reference(module: str, name: str) -> str:
 
 
 def _link(page: str) -> str:
-    return f"{{doc}}`/{page}`" if page else "its docstring"
+    return f"{{doc}}`/{page}`" if page else "a docstring"
 
 
 def setup(app: Sphinx) -> ExtensionMetadata:

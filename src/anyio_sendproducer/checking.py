@@ -1,7 +1,7 @@
 """Diagnose the connection to a cluster, step by step.
 
 A client does all steps at once, and only reports that no broker answered. This module tries each
-step by itself. The first step that fails says what is wrong, and what to do about it.
+step by itself. The first step that fails says what is wrong and, if possible, what to do.
 
 The command ``anyio-sendproducer check`` prints the steps. :func:`check_cluster` needs no optional
 dependency::
@@ -53,7 +53,7 @@ STEPS: Final = {
     "settings": "enrich completes the settings, if there is one; the driver accepts them; "
     "certificates are read",
     "resolve": "the name of at least one broker has an address. With a service name, the look-up "
-    "of the service also finds brokers",
+    "of the service must first find brokers",
     "connect": "a broker accepts a TCP connection",
     "tls": "a broker speaks TLS, and its certificate is trusted",
     "authenticate": "the driver connects as a producer does, with the login",

@@ -865,6 +865,10 @@ def test_a_property_that_the_driver_refuses(here: Path, capsys: pytest.CaptureFi
             ["-b", "x:1", "-t", "t", "-f", "csv", "-k", "a", "--key-field", "b"],
             "--key and --key-field: pass only one of them",
         ),
+        (
+            ["-b", "x:1", "-t", "t", "-f", "csv", "-p", "0", "--partition-field", "b"],
+            "--partition and --partition-field: pass only one of them",
+        ),
         (["-b", "x:1", "-t", "t", "-k", "\ud800"], "is not valid text"),
         (["-b", "x:1", "-t", "t", "--headers-delimiter", ":"], "must be three different texts"),
         (["-b", "x:1", "-t", "t", "-f", "csv", "--csv-delimiter", "ab"], "must be one character"),

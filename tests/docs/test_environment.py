@@ -12,7 +12,7 @@ PAGE: Final = (ROOT / "docs/reference/environment.md").read_text(encoding="utf-8
 #: The modules that read variables, and the text of the page about each of them.
 READERS: Final = {
     "_settings.py": "from_env()",
-    "cli/_connecting.py": "| the command line | a command connects to a cluster |",
+    "cli/_connecting.py": "| the command line | `produce` or `check` runs |",
     "testing/_broker.py": "The embedded broker inherits",
 }
 

@@ -351,7 +351,7 @@ def _known(rows: Iterable[Row]) -> str:
     """Format the promises that a client is known to break, in a paragraph for each cell."""
     lines = {
         f"Under the fault *{row.cell}*, the driver `{row.driver}` broke a promise. {row.note} See "
-        "{doc}`../explanation/written-once`."
+        "{doc}`the cases in which a record is written twice <../explanation/written-once>`."
         for row in rows
         if row.lost or row.doubled or row.reordered or row.misreported or row.damaged
     }

@@ -46,7 +46,7 @@ class Account:
         self.places: dict[tuple[str, int], Place] = {}
         """The partitions that received records, by topic and number."""
         self.seconds = 0.0
-        """The time from the opening of the producer to the last outcome."""
+        """The time from the start of the reading to the last outcome."""
         self.last: tuple[str, int] | None = None
         """The input and the number of the last line that was read."""
         self.all_read = False

@@ -81,12 +81,13 @@ def command() -> None:
     cls=Command,
     exit_codes={
         f"{COMPLETE}": "Every record that was read was delivered.",
-        f"{INCOMPLETE}": "At least one record failed. The failed file contains the failed records.",
+        f"{INCOMPLETE}": "At least one record failed. The failed records are in the failed file, "
+        "or on standard error if the file could not be written to.",
         f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
         f"{FAILED}": "The producer did not start, the producer broke, an input could not be read, "
         "or a failed record could be written neither to the failed file nor to standard error.",
         "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that it had "
-        "read was delivered or is in the failed file.",
+        "read was delivered, or is in the failed file or on standard error.",
     },
 )
 @click.argument(
@@ -261,7 +262,8 @@ def command() -> None:
     "--failed",
     type=click.Path(dir_okay=False, path_type=Path),
     help="The file for failed records and the reasons for the failures. Default: "
-    "failed-TIME-PID.jsonl in the working directory. The file is deleted if nothing failed.",
+    "failed-TIME-PID.jsonl in the working directory. If nothing failed, the command deletes a file "
+    "that it has created.",
 )
 @_output("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
 @_output(
@@ -307,9 +309,10 @@ def produce(
     """Send lines, JSON Lines or CSV, from files or from standard input.
 
     By default, each line is a record. The command sends records in order, and uses a limited amount
-    of memory. Each record is either delivered or written to the failed file. The failed file
-    contains the reason for each failure, and says whether the record may be in the log. Use
-    --format failed to send the records in the file again.
+    of memory. Each record is either delivered or written to the failed file. If the command cannot
+    write to this file, it writes the record to standard error. The failed file contains the reason
+    for each failure, and says whether the record may be in the log. Use --format failed to send the
+    records in the file again.
 
     After Ctrl-C, SIGTERM or SIGHUP, the command stops reading. Records that it has read are
     delivered within --close-timeout, or written to the failed file. A second Ctrl-C or SIGTERM
@@ -337,8 +340,12 @@ def produce(
             "--format failed takes keys, partitions and headers from the file: leave out --key, "
             "--partition and --header"
         )
-    if key is not None and key_field is not None:
-        raise click.UsageError("--key and --key-field: pass only one of them")
+    for option, value, field in (
+        ("--key", key, key_field),
+        ("--partition", partition, partition_field),
+    ):
+        if value is not None and field is not None:
+            raise click.UsageError(f"{option} and {option}-field: pass only one of them")
     marks = None
     if headers_delimiter is not None:
         marks = HeaderMarks(headers_delimiter, headers_separator, headers_key_separator)
@@ -388,12 +395,17 @@ def produce(
     cls=Command,
     exit_codes={
         f"{COMPLETE}": "Each step passed or was not needed.",
-        f"{INCOMPLETE}": "A step failed.",
-        f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
+        f"{INCOMPLETE}": "A step failed. If the driver is not installed or refuses a setting, the "
+        "step 'settings' fails.",
+        f"{USAGE}": "The command line or another setting is wrong, or another package is not "
+        "installed.",
         **_SIGNALS,
     },
 )
-@of_cluster(f"How long each step may take. Default: {_check.TIMEOUT:g}.")
+@of_cluster(
+    "How long a step may take. The step 'cluster' may take twice as long. Default: "
+    f"{_check.TIMEOUT:g}."
+)
 @_output("--json", "as_json", is_flag=True, help="Print the steps as one JSON object.")
 def check(
     *, as_json: bool, loop: str, start_timeout: float | None, verbose: int, **cluster: Any
@@ -402,7 +414,7 @@ def check(
 
     The steps check the settings, the names of the brokers, a connection, TLS, the login, the
     cluster's description of itself, and a connection to each broker. The first step that fails
-    shows what is wrong and what to do.
+    shows what is wrong and, if possible, what to do.
 
     With the driver confluent, the versions of the brokers are missing, because librdkafka does not
     report them.

@@ -251,9 +251,9 @@ def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
             "--bootstrap-servers",
             metavar="HOST[:PORT][,...]",
             callback=servers,
-            help=f"The addresses of brokers. The default port is {_PORT}. Default: the value of "
-            "the environment variable KAFKA_BOOTSTRAP_SERVERS. The command also reads other "
-            "settings from the environment.",
+            help=f"The addresses of brokers. The default port is {_PORT}. Default: the addresses "
+            "in the settings file, otherwise the value of the environment variable "
+            "KAFKA_BOOTSTRAP_SERVERS. The command also reads other settings from the environment.",
         ),
         _cluster(
             "--service-name",
