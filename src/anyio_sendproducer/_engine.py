@@ -53,7 +53,7 @@ from ._settings import ProducerSettings
 from ._settings_resolver import SettingsResolver
 from ._shown import listed
 from .drivers import Submitted
-from .telemetry._logging import error_type
+from .telemetry._logging import describe, error_type
 
 __all__ = ["RETRY_SECONDS", "WATCH_SECONDS", "Engine"]
 
@@ -381,13 +381,13 @@ class Engine:
         return to_wake
 
     def _crash(self, error: Exception) -> None:
-        _log.exception(
-            "an unexpected error broke the producer", extra={"error.type": error_type(error)}
-        )
         with self.step:
-            self.loop.wake(self._break_ledger(error))
+            self.loop.wake(self._break_ledger(error, bug=error))
 
-    def _break_ledger(self, error: BaseException) -> Iterable[object]:
+    def _break_ledger(self, error: BaseException, bug: Exception | None = None) -> Iterable[object]:
+        if self.ledger.broken_by is None:
+            message, extra = "the producer broke: %s", {"error.type": error_type(error)}
+            _log.error(message, describe(error), exc_info=bug, extra=extra)
         # Tasks that wait for metadata must wake up: they check the ledger's state, and raise.
         return [*self.ledger.mark_broken(error), *self._requeue_held()]
 

@@ -1426,6 +1426,21 @@ async def test_a_driver_that_raises_breaks_the_producer(
     assert producer.statistics().state == "closed"
 
 
+async def test_the_reason_is_logged_once_when_the_producer_breaks(
+    settings: ProducerSettings, fake: FakeDriver, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake.submit_error = KeyError("the driver's own")
+    async with open_send_producer(settings, driver=fake) as producer:
+        with pytest.raises(DeliveryError):
+            await producer.send(record())
+        with pytest.raises(ProducerBroken):
+            await producer.send(record())
+    (line,) = caplog.records
+    assert line.levelname == "ERROR"
+    assert line.getMessage() == """the producer broke: "the driver's own\""""
+    assert vars(line)["error.type"] == "KeyError"
+
+
 async def test_unawaited_records_fail_when_the_driver_breaks(
     settings: ProducerSettings, fake: FakeDriver
 ) -> None:
@@ -1450,7 +1465,9 @@ async def test_a_bug_in_the_producer_breaks_it(
         with pytest.raises(DeliveryError, match="a bug") as caught:
             await producer.send(record())
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
-        assert "an unexpected error broke the producer" in caplog.text
+        (line,) = caplog.records
+        assert line.getMessage() == "the producer broke: a bug"
+        assert line.exc_info
         with pytest.raises(ProducerBroken, match="a bug"):
             await producer.send(record())
 
