@@ -46,7 +46,12 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import DriverName
-from anyio_sendproducer.drivers.kafka_python import _log_redaction, _network, _patches
+from anyio_sendproducer.drivers.kafka_python import (
+    _connection,
+    _log_redaction,
+    _network,
+    _patches,
+)
 from anyio_sendproducer.drivers.security._tls import tls_refusal
 from anyio_sendproducer.testing import strategies
 from tests.support.brief import on_trio_and_nightly_on_asyncio
@@ -689,7 +694,7 @@ def test_an_alert_is_read_although_sending_failed() -> None:
 
     def send(sock: Any, failed: Exception | None) -> Any:
         transport = types.SimpleNamespace(_sock=sock)
-        return _network._send(transport, lambda: (3, failed))
+        return _connection.send_and_read_alert(transport, lambda: (3, failed))
 
     def tls_socket(answer: Any) -> Any:
         return mock.Mock(spec=ssl.SSLSocket, **{"recv.side_effect": answer})
@@ -711,13 +716,13 @@ async def test_an_acknowledgement_that_comes_with_the_end_of_the_connection_coun
     with scripted_broker() as broker:
         broker.answers[PRODUCE] = lambda correlation: [framed(correlation, body), None]
         # There is time for both to arrive before they are read.
-        receive = _network._receive
+        receive = _connection.receive
 
         def late(transport: Any) -> tuple[bytes, Any]:
             time.sleep(0.1)
             return receive(transport)
 
-        monkeypatch.setattr(_network, "_receive", late)
+        monkeypatch.setattr(_network, "receive", late)
         assert (await send_one(broker)).offset == 7
 
 

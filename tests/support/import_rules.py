@@ -46,6 +46,7 @@ LAYERS: Final = [
 #: For each package, the modules that may import it.
 GUESTS: Final = {
     "kafka": {
+        "drivers.kafka_python._connection",
         "drivers.kafka_python._describe",
         "drivers.kafka_python._driver",
         "drivers.kafka_python._errors",

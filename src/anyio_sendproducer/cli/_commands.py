@@ -340,12 +340,10 @@ def produce(
             "--format failed takes keys, partitions and headers from the file: leave out --key, "
             "--partition and --header"
         )
-    for option, value, field in (
-        ("--key", key, key_field),
-        ("--partition", partition, partition_field),
-    ):
-        if value is not None and field is not None:
-            raise click.UsageError(f"{option} and {option}-field: pass only one of them")
+    if key is not None and key_field is not None:
+        raise click.UsageError("--key and --key-field: pass only one of them")
+    if partition is not None and partition_field is not None:
+        raise click.UsageError("--partition and --partition-field: pass only one of them")
     marks = None
     if headers_delimiter is not None:
         marks = HeaderMarks(headers_delimiter, headers_separator, headers_key_separator)

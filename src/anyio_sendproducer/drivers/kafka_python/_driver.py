@@ -1,8 +1,8 @@
 """The default driver: kafka-python's ``KafkaProducer``, used without blocking the event loop.
 
 The driver owns its collaborators: ``TopicMetadata``, ``Transactions``, ``Outcomes`` and
-``StalledPartitions``. Only ``_network`` and ``_patches`` use private attributes of kafka-python
-3.0.12. The other modules also use objects that these two find, such as a batch.
+``StalledPartitions``. Only ``_connection``, ``_network`` and ``_patches`` use private attributes of
+kafka-python 3.0.12. The other modules also use objects that these find, such as a batch.
 """
 
 # kafka-python has no annotations. Values of unknown types are cast where they leave the module.
@@ -51,6 +51,7 @@ from .._serializing import parts_of, size_of
 from ..security._settings import TokenSource
 from ._batches import RUN_BYTES, PartitionRun, TopicBatch, TopicPartitions
 from ._config import CODECS, client_config
+from ._connection import ClosingSocket
 from ._errors import (
     ClosedWhileOpening,
     LoginRefused,
@@ -61,7 +62,7 @@ from ._errors import (
 )
 from ._log_redaction import RedactingFilter
 from ._metadata import TopicMetadata
-from ._network import ClosingSocket, NetClient
+from ._network import NetClient
 from ._outcomes import Outcomes
 from ._partitioning import NoPartition, UsersPartitioner, hash_of_key
 from ._patches import (
@@ -375,19 +376,14 @@ class KafkaPythonDriver:
     # --- state of the client -----------------------------------------------------------------
 
     def last_error(self) -> Exception | None:
-        """Return why a broker is not reached, or that another producer may have taken over.
-
-        While the driver is being opened, return why no address has answered so far.
-
-        See :meth:`anyio_sendproducer.drivers.Driver.last_error`.
-        """
+        """Return why a broker is not reached, why no address has answered so far, or that another
+        producer may have taken over; see :meth:`anyio_sendproducer.drivers.Driver.last_error`."""
         opened, client = self._opened, self._client
         if opened is None:
-            if client is None or self._opened_or_closed.is_set():
-                return None
-            return client.manager.bootstrap_error()
-        doubt = None if opened.transactions is None else opened.transactions.doubt()
-        if doubt is not None:
+            if client is not None and not self._opened_or_closed.is_set():
+                return client.manager.bootstrap_error()
+            return None
+        if opened.transactions is not None and (doubt := opened.transactions.doubt()) is not None:
             return doubt
         last_error = opened.client.manager.last_error()
         return None if last_error is None else translated(last_error[1], last_error[0])

@@ -3,7 +3,8 @@
 All of them were found in the source of 3.0.12. Each function and class that needs a private part
 says why, and which test notices a change of kafka-python. If a client differs from 3.0.12, the
 functions whose names begin with ``find_`` return None, and :func:`patch_isolate_rejections` changes
-nothing unless the client has transactions. ``_network`` has the private parts of connections.
+nothing unless the client has transactions. ``_network`` has the private parts of the network
+client.
 """
 
 # kafka-python has no annotations. Values of unknown types are cast where they leave the module.

@@ -1,0 +1,174 @@
+"""Private parts of one connection of kafka-python, fixed where 3.0.12 leaks or has no limit.
+
+Each class and function that changes 3.0.12 says what 3.0.12 does, and which test notices a change.
+``_network`` has the private parts that concern all connections of a client.
+"""
+
+# kafka-python has no annotations. Values of unknown types are cast where they leave the module.
+# mypy: disable-error-code="misc"
+# pyright: reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+import kafka.errors as kafka_errors
+from kafka.net.connection import KafkaConnection
+from kafka.net.inet import KafkaNetSocket
+from kafka.protocol.metadata import (
+    ApiVersionsRequest,  # pyright: ignore[reportAttributeAccessIssue]
+)
+from kafka.protocol.sasl import SaslAuthenticateRequest, SaslBytesRequest, SaslHandshakeRequest
+
+from ..._shown import one_line
+from ..security._settings import SCRAM
+from ..security._tls import tls_refusal
+
+__all__ = [
+    "ClosingSocket",
+    "LimitedConnection",
+    "ScramLoginError",
+    "receive",
+    "send_and_read_alert",
+]
+
+#: The bytes to read from a connection at a time.
+_READ_BYTES: Final = 256 * 1024
+
+#: The most requests that a connection sends to find out versions, and to log in. SCRAM takes two,
+#: and Kerberos three or four.
+_MAX_ROUNDS: Final = 10
+
+#: How many times SCRAM may hash a password. Kafka allows 4,096 to 16,384. With fewer iterations, an
+#: attacker who poses as a broker can guess the password sooner (RFC 7677 requires 4,096 as well). A
+#: million iterations block the client for seconds.
+_MIN_ITERATIONS: Final = 4_096
+_MAX_ITERATIONS: Final = 100_000
+
+_SET_UP: Final = (ApiVersionsRequest, SaslAuthenticateRequest, SaslBytesRequest)
+
+
+class ClosingSocket(KafkaNetSocket):
+    """A plain connection that closes its socket if it fails.
+
+    3.0.12 leaves that to the garbage collector, so each attempt to reach a broker that is down
+    leaves an open descriptor. kafka-python uses this class for a ``proxy_url`` with one of SCHEMES.
+    ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket`` notices a
+    change.
+    """
+
+    SCHEMES = ("direct",)
+
+    async def sock_connect(self, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
+        """Connect; close the socket if that fails."""
+        try:
+            return await super().sock_connect(net, sock, *args, **options)
+        except BaseException:
+            sock.close()
+            raise
+
+
+def receive(transport: Any) -> tuple[bytes, Any]:
+    """Read the bytes that have arrived, up to a limit.
+
+    3.0.12 reads for as long as bytes arrive. If a broker answers and closes the connection, as
+    Kafka does when it refuses a login, 3.0.12 drops the answer.
+    ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` notices a change.
+    """
+    received: list[bytes] = []
+    size = 0
+    failure: Exception | None = None
+    sock = transport._sock
+    while size < _READ_BYTES or (isinstance(sock, ssl.SSLSocket) and sock.pending()):
+        try:
+            data = sock.recv(65_536)
+        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            break
+        except Exception as error:  # noqa: BLE001  # becomes the failure of pending requests
+            failure = kafka_errors.KafkaConnectionError(error)
+            break
+        if not data:
+            failure = kafka_errors.KafkaConnectionError("socket disconnected")
+            break
+        received.append(data)
+        size += len(data)
+    # If there are both bytes and a failure, the next attempt finds the failure again.
+    return b"".join(received), None if received else failure
+
+
+def send_and_read_alert(transport: Any, send: Callable[[], tuple[int, Any]]) -> tuple[int, Any]:
+    """Send; if that fails, read the alert that the broker sent before it closed the connection.
+
+    With TLS 1.3 a client completes the handshake before the broker has checked the client's
+    certificate. So the alert can arrive while the client sends, and 3.0.12 does not read it then.
+    ``tests/broker/test_security.py::test_the_driver_reads_like_its_transport`` notices a change.
+    """
+    sent, failure = send()
+    if failure is not None and isinstance(transport._sock, ssl.SSLSocket):
+        _, said = receive(transport)
+        if said is not None and tls_refusal(said) is not None:
+            failure = said
+    return sent, failure
+
+
+class ScramLoginError(kafka_errors.SaslAuthenticationFailedError):
+    """The broker's part of a SCRAM login is wrong, too weak or too expensive."""
+
+
+class LimitedConnection(KafkaConnection):
+    """A connection that limits the work that a broker can cause during a login.
+
+    3.0.12 answers each further login request of a broker, without a pause or a limit, and there is
+    no public way to stop it. If the broker's part of a login is wrong, 3.0.12 treats that as a
+    failed connection, and tries again.
+    ``tests/broker/test_pace.py::test_the_number_of_scram_iterations_is_bounded``
+    notices a change.
+    """
+
+    #: The requests that it has sent to find out versions, or to log in.
+    _rounds = 0
+
+    def _send_request(self, request: Any, *args: Any, **options: Any) -> Any:
+        if isinstance(request, SaslHandshakeRequest):
+            self._rounds = 0
+        elif isinstance(request, _SET_UP):
+            self._rounds += 1
+            if self._rounds > _MAX_ROUNDS:
+                raise kafka_errors.KafkaConnectionError(
+                    f"the broker asks for another request after {_MAX_ROUNDS} requests of type "
+                    f"{type(request).__name__}"
+                )
+        answer = super()._send_request(request, *args, **options)
+        if self._is_scram and isinstance(request, _SET_UP):
+            return self._check_iterations(answer)
+        return answer
+
+    async def _sasl_authenticate(self, timeout_at: float | None = None) -> None:
+        try:
+            await super()._sasl_authenticate(timeout_at)
+        except kafka_errors.KafkaError:
+            raise
+        except Exception as error:
+            if not self._is_scram:
+                raise
+            raise ScramLoginError(one_line(error)) from error
+
+    async def _check_iterations(self, answer: Any) -> Any:
+        """Refuse a number of iterations that is too weak, or that takes too long to compute."""
+        response = await answer
+        message: bytes = getattr(response, "auth_bytes", b"") or b""
+        for part in message.decode().split(","):
+            name, _, value = part.partition("=")
+            if name == "i" and not _MIN_ITERATIONS <= int(value) <= _MAX_ITERATIONS:
+                raise ScramLoginError(
+                    f"it asks for {int(value)} iterations, but only {_MIN_ITERATIONS} to "
+                    f"{_MAX_ITERATIONS} are accepted"
+                )
+        return response
+
+    @property
+    def _is_scram(self) -> bool:
+        return self.config["sasl_mechanism"] in SCRAM
