@@ -629,7 +629,7 @@ DECIDED = {
     "logger": "librdkafka logs to the module logging; set levels there",
     "log_level": "librdkafka logs to the module logging; set levels there",
     "oauth_cb": TOKENS,
-    "queuing.strategy": "records of a partition are always sent in order",
+    "queuing.strategy": "the records of a partition are sent in order",
     "partitioner.class": PARTITIONERS,
     "partitioner_cb": PARTITIONERS,
     "api_version": "librdkafka asks the brokers for their versions",

@@ -136,7 +136,7 @@ _METRICS: Final = (
     "set 'statistics.interval.ms': then librdkafka's statistics are in statistics().client"
 )
 _NO_USE: Final = "librdkafka no longer uses it; leave it out"
-_ORDER: Final = "records of a partition are always sent in order"
+_ORDER: Final = "the records of a partition are sent in order"
 OTHER_DRIVER: Final = "or use the driver 'kafka-python', which can"
 PARTITIONERS: Final = (
     "use ProducerSettings(partitioner=...) for one in Python, or set 'partitioner' to the name of "
