@@ -85,8 +85,8 @@ async def send_with_retry(
     :class:`SerializationFailed` are not retried, because another attempt would usually fail in the
     same way.
 
-    Retries change the order of records. Records that are sent during a pause are written before the
-    retried record, even if they have the same key.
+    Retries can change the order of records. Records that are sent during a pause may be written
+    before the retried record, even if they have the same key.
 
     Args:
         producer: the producer.

@@ -77,9 +77,9 @@ class OpenTelemetryObserver:
     The observer needs the extra ``otel``, and a package that exports spans and metrics, such as
     OpenTelemetry's SDK.
 
-    Each record has a span, whose parent is the current span of the caller. The observer adds the
-    context of the span to the record's headers, so that a consumer can continue the trace. The span
-    ends with the record's outcome. A call of ``send_many``, or of ``send_envelope`` with a
+    A record usually has a span, whose parent is the current span of the caller. The observer adds
+    the context of the span to the record's headers, so that a consumer can continue the trace. The
+    span ends with the record's outcome. A call of ``send_many``, or of ``send_envelope`` with a
     ``MultiMessage``, also has a span, which links to the spans of the records. If the headers of a
     record already contain a trace context, for example because the record is forwarded, the
     observer does not change the headers, and the span links to that context. A call with several
