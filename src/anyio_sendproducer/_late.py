@@ -1,4 +1,4 @@
-"""Late records: the client still has them after their deadlines, and may be given up for that."""
+"""Late records, which the client still has after their deadlines. Such a client may be given up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A producer that is started and stopped, for asyncio frameworks with hooks instead of scopes.
+"""A producer that is started and stopped, for asyncio frameworks with start and stop hooks.
 
 A cancel scope must be left by the task that entered it. Hooks and fixtures run in tasks of their
 own. So the block of :func:`~anyio_sendproducer.open_send_producer` runs in one task that the

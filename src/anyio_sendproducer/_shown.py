@@ -1,4 +1,4 @@
-"""How errors and logs show values from outside: short, on one line, and with few secrets.
+"""How errors and logs show values from outside: short, on one line, and usually without secrets.
 
 A value in the wrong place may be a password or a key. So an error about a setting shows numbers,
 short plain texts, names that look like names of settings, and addresses and service names without

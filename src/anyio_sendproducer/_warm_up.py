@@ -1,4 +1,4 @@
-"""Looks topics up and runs serializers, before the first record needs that."""
+"""Looks topics up and runs serializers before the first record needs them."""
 
 from __future__ import annotations
 
