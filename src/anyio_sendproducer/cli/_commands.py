@@ -255,8 +255,8 @@ def command() -> None:
     "--fail-fast",
     is_flag=True,
     help="Stop at the first record that fails, or at the first line that cannot be read. After "
-    "that, the client gets no new records, but may deliver the records that it already has. All "
-    "other records that were read are written to the failed file.",
+    "that, the client gets no new records, but may deliver the records that it already has. "
+    "Records that were read, but not passed to the client, are written to the failed file.",
 )
 @_output(
     "--failed",
