@@ -451,7 +451,8 @@ class Bridge:
         for thread in threads:
             if thread.is_alive():
                 _log.error(
-                    "the thread %s did not end: it hangs in the client library and keeps running",
+                    "the thread %s did not end: it hangs in the client library, or in a serializer "
+                    "or another function that you passed, and keeps running",
                     thread.name,
                     extra={"thread.name": thread.name},
                 )

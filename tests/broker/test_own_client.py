@@ -272,7 +272,7 @@ async def test_the_client_gets_no_record_after_the_end_of_the_block(
         async with open_send_producer(with_client(fake, close_timeout=0.05)) as producer:
             deliveries = [producer.enqueue_nowait(record(b"%d" % number)) for number in range(3)]
             await at_gate(fake.gate)
-    assert "it hangs in the client library and keeps running" in caplog.text
+    assert "it hangs in the client library" in caplog.text
     assert {error.record.value: error.persistence for error in caught.value.errors} == {
         b"0": Persistence.POSSIBLY_PERSISTED,
         b"1": Persistence.NOT_PERSISTED,
