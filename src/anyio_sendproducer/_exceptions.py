@@ -80,8 +80,8 @@ class Persistence(enum.Enum):
 
 
 class SendProducerError(Exception):
-    """The base class of the exceptions of this package, except those of the test kit
-    (:mod:`anyio_sendproducer.testing`).
+    """The base class of the exceptions of this package, except :class:`SettingsWarning` and those
+    of the test kit (:mod:`anyio_sendproducer.testing`).
 
     The message may contain text from a broker, a resolver or a serializer. Control characters are
     escaped, so the message is one line.
