@@ -215,8 +215,8 @@ class Delivery(NoPublicConstructor):
     """An accepted record whose outcome can be awaited.
 
     :meth:`SendProducer.enqueue` and :meth:`SendProducer.enqueue_nowait` return deliveries. You do
-    not have to await a delivery. If its record fails and nobody awaits the delivery, the producer
-    raises the failure in an :class:`UndeliveredRecords` when it is closed.
+    not have to await a delivery. If its record fails and nobody awaits the delivery, an
+    :class:`UndeliveredRecords` reports the failure when the producer is closed.
     """
 
     __slots__ = ("_entry", "_sender")
@@ -263,8 +263,8 @@ class Delivery(NoPublicConstructor):
             ProducerMisused: the method was called on another event loop, or in another thread or
                 process.
 
-        If the record has its outcome, only every hundredth call lets other tasks run, checks for
-        cancellation, and checks that it runs on the producer's event loop.
+        If the record has its outcome, only about one in a hundred calls lets other tasks run,
+        checks for cancellation, and checks that it runs on the producer's event loop.
 
         Cancellation ends only this call. The record is still sent, and a later call can wait for
         its outcome.
@@ -321,8 +321,8 @@ class Statistics:
     abandoned: int
     """Records whose caller was cancelled after the client received the record and before the caller
     had the outcome. They are also counted as in flight, delivered or failed. If the client returns
-    such a record because the metadata of its topic is missing, the record is counted as withdrawn
-    instead."""
+    such a record, for example because the metadata of its topic is missing, the record is counted
+    as withdrawn instead."""
     is_connected: bool
     """Whether an open client reaches a broker, as far as the client knows. An idle client notices a
     lost connection when it uses this connection again."""

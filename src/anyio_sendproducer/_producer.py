@@ -48,7 +48,7 @@ P = TypeVar("P")
 
 @with_own_methods
 class SendProducer(Sender, NoPublicConstructor):
-    """A Kafka producer that sends records one by one and reports the outcome of each.
+    """A Kafka producer that reports the outcome of each record.
 
     It has no public constructor: create it with :func:`open_send_producer`,
     :func:`start_send_producer` or :class:`ProducerService`. Any number of tasks may use a producer,
@@ -95,8 +95,8 @@ class SendProducer(Sender, NoPublicConstructor):
         """Wait until every record that was accepted before this call has its outcome.
 
         During this wait, the client does not linger (``linger.ms``). The call does not wait for
-        records that are accepted later. It does not raise delivery errors, which the callers of the
-        records get instead.
+        records that are accepted later. It does not raise delivery errors. Calls that wait for a
+        record, such as :meth:`send` and :meth:`Delivery.wait`, raise the error of this record.
 
         Raises:
             ProducerClosed: the producer is closed.

@@ -97,7 +97,7 @@ async def send_with_retry(
             length.
         max_backoff: the longest pause, as seconds or a ``timedelta``.
         retry_possibly_persisted: also retry a failure that is ``POSSIBLY_PERSISTED``. The record
-            may then be written twice.
+            may then be written more than once.
         timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None stands for
             ``delivery_timeout``.
         dead_letter: how to handle the record after the last failure. With the name of a topic, the
@@ -185,8 +185,8 @@ def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, 
     - ``kafka_dlt-original-topic``, ``kafka_dlt-exception-fqcn``, ``kafka_dlt-exception-message``
       and ``kafka_dlt-exception-cause-fqcn``, as Spring Kafka names them: the topic, the class of
       the error, its message, and the class of its cause, if any.
-    - ``kafka_dlt-original-partition``, if the record has a partition. As in Spring Kafka, its value
-      has four bytes, the most significant first.
+    - ``kafka_dlt-original-partition``, if the record has a valid ``partition``. As in Spring Kafka,
+      the value of this header has four bytes, the most significant first.
     - ``anyio_sendproducer-persistence``: ``not persisted`` or ``possibly persisted``.
 
     Args:

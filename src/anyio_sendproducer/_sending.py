@@ -125,14 +125,14 @@ class Sender:
         headers: Sequence[tuple[str, bytes]] = (),
         timeout: float | timedelta | None = None,
     ) -> RecordMetadata:
-        """Send one record and wait until a broker has acknowledged it.
+        """Send one record and wait for its outcome.
 
         ``send("orders", b"two tins", key=b"42")`` is short for
         ``send(ProducerRecord("orders", b"two tins", key=b"42"))``.
 
-        Records are written to each partition in the order of the calls. If there is no room
-        (``max_in_flight``, ``max_buffered_bytes``), the call waits for room. Calls get room in FIFO
-        order.
+        By default, records are written to each partition in the order of the calls. If there is no
+        room (``max_in_flight``, ``max_buffered_bytes``), the call waits for room. Calls get room in
+        FIFO order.
 
         Args:
             record: the record to send.
@@ -145,10 +145,11 @@ class Sender:
             headers: pairs of a str and bytes.
             timeout: the longest time until the outcome of this record, as seconds or a
                 ``timedelta``. If ``delivery_timeout`` is shorter, ``delivery_timeout`` applies.
-                With None, only ``delivery_timeout`` applies.
+                None stands for ``delivery_timeout``.
 
         Returns:
-            Where the record was written.
+            Where the record was written. Unless ``acks`` is 0, a broker has acknowledged the
+            record.
 
         Raises:
             DeliveryTimeout: the record had no outcome within ``timeout`` or ``delivery_timeout``.
@@ -156,7 +157,8 @@ class Sender:
                 record yet. Such a record is never written.
             RecordRejected: the record is invalid or too large, its topic or partition does not
                 exist, the ``partitioner`` failed, or the broker refused the record.
-            SerializationFailed: the key or the value could not be serialized.
+            SerializationFailed: the key or the value could not be serialized, or a serializer added
+                an invalid header.
             DeliveryError: the record was not delivered for another reason. The ``persistence`` of
                 every DeliveryError says whether the record may have been written nevertheless.
             ProducerClosed: the producer is closing or closed.
@@ -171,10 +173,10 @@ class Sender:
         If the call is cancelled, for example by a deadline, and the client does not have the record
         yet, the record is withdrawn and never written. If the client already has the record, only
         the waiting ends. ``statistics().abandoned`` counts this record, and the client still sends
-        it. If the client returns the record because the metadata of its topic is missing, the
-        record is withdrawn. Other records are not affected. If the scope is already cancelled when
-        the call starts, the record may still be sent. A task that sends in a loop can be cancelled
-        even if every outcome arrives immediately.
+        it. But if the client returns the record, for example because the metadata of its topic is
+        missing, the record is withdrawn. Other records are not affected. If the scope is already
+        cancelled when the call starts, the record may still be sent. A task that sends in a loop
+        can be cancelled even if every outcome arrives immediately.
         """
         # This is half of affinity.check(). The other half asks asyncio for its loop, which is a
         # system call up to Python 3.11. A task of another loop in this thread can't await the
@@ -258,9 +260,9 @@ class Sender:
             the envelope, or a :class:`PassThroughResult`.
 
         Raises:
-            MultiDeliveryError: at least one record of a MultiMessage was not delivered. The
-                producer tried to send every record. ``parts`` contains the outcome of each record,
-                and ``pass_through`` is the pass-through value.
+            MultiDeliveryError: at least one record of a MultiMessage was not delivered. After a
+                failure, the producer still tries to send the other records. ``parts`` contains the
+                outcome of each record, and ``pass_through`` is the pass-through value.
             DeliveryError: the record of a Message was not delivered; see :meth:`send`.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``envelope`` is not an envelope, or one of its records is not a
@@ -290,7 +292,7 @@ class Sender:
         stop_on_error: bool = False,
         timeout: float | timedelta | None = None,
     ) -> list[RecordMetadata]:
-        """Send records in order, and wait once for all of them.
+        """Send records in order, and wait for all of their outcomes.
 
         Args:
             records: the records to send. They wait for room one by one, so other calls can send
@@ -307,11 +309,11 @@ class Sender:
             no records.
 
         Raises:
-            MultiDeliveryError: at least one record was not delivered. The producer tried to send
-                every record, unless ``stop_on_error`` is set. ``parts`` contains the outcome of
-                each record.
-            ProducerClosed, ProducerBroken: as for :meth:`send`, before the first record was
-                accepted.
+            MultiDeliveryError: at least one record was not delivered. After a failure, the producer
+                still tries to send the other records, unless ``stop_on_error`` is set. ``parts``
+                contains the outcome of each record.
+            ProducerClosed, ProducerBroken: as for :meth:`send`, at the start of the call. If the
+                producer is closed or breaks later, the remaining records fail.
             ProducerMisused, TransactionError: as for :meth:`send`.
             TypeError: ``records`` is not an iterable of ProducerRecords. No record was sent.
             SettingsError: ``timeout`` is not a duration above 0.
@@ -334,8 +336,8 @@ class Sender:
 
         Returns:
             The delivery of the accepted record. Await :meth:`Delivery.wait` to get the outcome. If
-            nobody awaits the delivery and the record fails, the producer raises the failure when it
-            is closed.
+            nobody awaits the delivery and the record fails, the producer reports the failure when
+            it is closed.
 
         Raises:
             DeliveryTimeout: there was no room within ``delivery_timeout``.
@@ -348,12 +350,12 @@ class Sender:
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
-        If there is room, only every hundredth call lets other tasks run. Before such a call accepts
-        its record, it also raises a pending cancellation, and checks that it runs on the producer's
-        event loop. If every call made these checks, they would take most of its time. The other
-        calls accept their records even in a scope that is already cancelled.
+        If there is room, only about one in a hundred calls lets other tasks run. Before such a call
+        accepts its record, it also raises a pending cancellation, and checks that it runs on the
+        producer's event loop. If every call made these checks, they would take most of its time.
+        The other calls accept their records even in a scope that is already cancelled.
 
-        After a cancellation, the record is withdrawn and never written. The only exception is
+        If a call raises a cancellation, its record is never written. The only exception is
         asyncio's own ``task.cancel()`` after the client received the record and before the task
         runs again. The record is then abandoned, as with :meth:`send`.
         """
