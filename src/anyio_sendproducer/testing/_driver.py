@@ -175,8 +175,8 @@ class FakeDriver:
 
     @property
     def written(self) -> dict[tuple[str, int], list[ProducerRecord[Any, Any]]]:
-        """The acknowledged records, as a consumer would read them, by topic and partition, in the
-        order of their offsets."""
+        """The acknowledged records in serialized form, by topic and partition, in the order of
+        their offsets. Records of aborted transactions are included."""
         return self._topics.written
 
     @written.setter

@@ -100,8 +100,8 @@ class FakeProducer:
 
     @property
     def written(self) -> dict[tuple[str, int], list[ProducerRecord[Any, Any]]]:
-        """The acknowledged records, serialized as a consumer would read them, by topic and
-        partition, in the order of their offsets."""
+        """The acknowledged records in serialized form, by topic and partition, in the order of
+        their offsets. Records of aborted transactions are included."""
         return {place: [*records] for place, records in self._driver.written.items()}
 
     @property
