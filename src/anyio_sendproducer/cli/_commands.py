@@ -83,7 +83,8 @@ def command() -> None:
         f"{COMPLETE}": "Every record that was read was delivered.",
         f"{INCOMPLETE}": "At least one record failed. The failed records are in the failed file, "
         "or on standard error if the file could not be written to.",
-        f"{USAGE}": "The command line or a setting is wrong, or a package is not installed.",
+        f"{USAGE}": "The command line or a setting is wrong, a package is not installed, or the "
+        "failed file has content or cannot be opened.",
         f"{FAILED}": "The producer did not start, the producer broke, an input could not be read, "
         "or a failed record could be written neither to the failed file nor to standard error.",
         "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that it had "
@@ -248,8 +249,8 @@ def command() -> None:
     "--close-timeout",
     callback=seconds,
     metavar="SECONDS",
-    help="How long the command may take after Ctrl-C to deliver the records that it has read. "
-    "Default: 60.",
+    help="How long the command may take after Ctrl-C, SIGTERM or SIGHUP to deliver the records "
+    "that it has read. Default: 60.",
 )
 @_delivery(
     "--fail-fast",
@@ -316,7 +317,7 @@ def produce(
 
     After Ctrl-C, SIGTERM or SIGHUP, the command stops reading. Records that it has read are
     delivered within --close-timeout, or written to the failed file. A second Ctrl-C or SIGTERM
-    shortens --close-timeout to 5 seconds or less.
+    shortens the remaining time to 5 seconds or less.
     """
     connection = connection_of(**cluster)
     fields = Fields(value_field, key_field, partition_field, timestamp_field, header_fields)
@@ -445,7 +446,8 @@ def broker(*, port: int | None) -> int:
     cls=Command,
     exit_codes={
         f"{COMPLETE}": "Each record was read back once, unchanged and in order.",
-        f"{INCOMPLETE}": "A record is missing, duplicated, altered or out of order.",
+        f"{INCOMPLETE}": "A record is missing, duplicated, altered, out of order, or not where its "
+        "metadata says.",
         f"{USAGE}": "The command line is wrong, or an optional package is not installed.",
         f"{FAILED}": "A broker or the producer failed. The message says why.",
         **_SIGNALS,

@@ -253,7 +253,8 @@ def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
             callback=servers,
             help=f"The addresses of brokers. The default port is {_PORT}. Default: the addresses "
             "in the settings file, otherwise the value of the environment variable "
-            "KAFKA_BOOTSTRAP_SERVERS. The command also reads other settings from the environment.",
+            "KAFKA_BOOTSTRAP_SERVERS. The command also reads other settings from variables such "
+            "as KAFKA_CLIENT_ID.",
         ),
         _cluster(
             "--service-name",
@@ -289,13 +290,13 @@ def of_cluster(timeout_help: str) -> Callable[[_F], _F]:
             "--ask-password",
             is_flag=True,
             help="Ask for the password (sasl.password) on the terminal. This password overrides "
-            "all others.",
+            "any other sasl.password. The option cannot be combined with sasl.jaas.config.",
         ),
         _cluster(
             "--driver",
             type=click.Choice(get_args(DriverName)),
-            help="The client library. confluent is about twice as fast (extra confluent). "
-            "Default: kafka-python.",
+            help="The client library. confluent is about twice as fast as kafka-python, and needs "
+            "the extra confluent. Default: kafka-python.",
         ),
         _cluster(
             "--loop",
