@@ -385,11 +385,13 @@ class Engine:
             self.loop.wake(self._break_ledger(error, bug=error))
 
     def _break_ledger(self, error: BaseException, bug: Exception | None = None) -> Iterable[object]:
-        if self.ledger.broken_by is None:
+        before = self.ledger.broken_by
+        # Tasks that wait for metadata must wake up: they check the ledger's state, and raise.
+        self.loop.wake([*self.ledger.mark_broken(error), *self._requeue_held()])
+        if self.ledger.broken_by is not before:  # last, because a log handler may raise
             message, extra = "the producer broke: %s", {"error.type": error_type(error)}
             _log.error(message, describe(error), exc_info=bug, extra=extra)
-        # Tasks that wait for metadata must wake up: they check the ledger's state, and raise.
-        return [*self.ledger.mark_broken(error), *self._requeue_held()]
+        return ()
 
     # --- topics without metadata -------------------------------------------------------------
 
@@ -447,14 +449,9 @@ class Engine:
     def _replace_client(self, error: BaseException) -> None:
         if self.client in {_REOPENING, _STOPPING} or self.ledger.state is ProducerState.BROKEN:
             return
-        _log.warning(
-            "the client is given up, and another one is opened: %s",
-            error,
-            extra={
-                "error.type": error_type(error),
-                "anyio_sendproducer.generation": self._generations,
-            },
-        )
+        extra: dict[str, object] = {"error.type": error_type(error)}
+        extra["anyio_sendproducer.generation"] = self._generations
+        _log.warning("the client is given up, and another one is opened: %s", error, extra=extra)
         self.client = _REOPENING
         self._accepted_before_replacement = self.ledger.accepted
         if self.resolver.asks:

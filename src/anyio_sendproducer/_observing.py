@@ -15,6 +15,7 @@ facts for kinds of events that no observer wants.
 
 from __future__ import annotations
 
+import contextvars
 import dataclasses
 import functools
 import itertools
@@ -22,6 +23,7 @@ import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextvars import ContextVar
+from threading import get_ident
 from typing import Any, Final, TypeVar, cast, get_args
 
 from ._clock import Clock
@@ -174,6 +176,10 @@ class Observation:
         self.accepted: list[RecordFacts] | deque[RecordFacts] | None = self._no_list
         self._is_turn = False
         self._has_ended = False
+        self._is_informing = False
+        # The thread and the context of the opener, in which observers run.
+        self._thread = get_ident()
+        self._context = contextvars.copy_context()
         self._generation = 0
         #: For each kind of error: when it was last logged, and how many occurred since then.
         self._logged_errors: dict[tuple[int, str, str], tuple[float, int]] = {}
@@ -186,8 +192,10 @@ class Observation:
             self._wake_pump()
         self._parts.append(part)
         self.accepted = self._no_list
-        if self._has_ended:
-            self.inform()
+        # If the garbage collector closes a coroutine, this may run on any thread, or interrupt an
+        # observer. The next call then passes this event on, too.
+        if self._has_ended and not self._is_informing and self._thread == get_ident():
+            self._context.copy().run(self.inform)
 
     def open_accepted(self) -> list[RecordFacts]:
         """Open a list for the facts of accepted records, because :attr:`accepted` is None.
@@ -249,7 +257,13 @@ class Observation:
         parts = self._parts
         self._parts = []
         self.accepted = self._no_list
-        everything = EventBatch(parts)
+        self._is_informing = True
+        try:
+            self._pass_on(EventBatch(parts))
+        finally:
+            self._is_informing = False
+
+    def _pass_on(self, everything: EventBatch) -> None:
         for observer, kinds in self._observers:
             events = everything
             if kinds is not _EVENT_TYPES:

@@ -93,6 +93,16 @@ class _Status:
     #: The error because of which the transaction can only be aborted.
     abort_reason: SendProducerError | None = None
 
+    @property
+    def fenced_by(self) -> ProducerFenced | None:
+        """The error of a call of ``send_offsets()`` that found the producer fenced."""
+        return self.abort_reason if isinstance(self.abort_reason, ProducerFenced) else None
+
+    def note(self, error: SendProducerError) -> None:
+        """Note why the transaction can only be aborted. ProducerFenced is kept, because it also
+        breaks the producer."""
+        self.abort_reason = self.fenced_by or error
+
 
 class _TransactionAdmission:
     """Enters the records of one transaction, as long as it is open.
@@ -244,12 +254,12 @@ class Transaction(Sender, NoPublicConstructor):
                 lambda driver: driver.send_offsets(consumed, group, deadline)
             )
         except SendProducerError as error:
-            self._status.abort_reason = error
+            self._status.note(error)
             raise
         except BaseException:
             deadline.hurry(0)
             # A cancellation, or a driver that raised an exception that it must not raise.
-            self._status.abort_reason = TransactionError("send_offsets() did not finish")
+            self._status.note(TransactionError("send_offsets() did not finish"))
             raise
         finally:
             self._offset_deadlines.discard(deadline)
@@ -429,16 +439,16 @@ class Transaction(Sender, NoPublicConstructor):
             if not self._admission.was_client_replaced:
                 # If send_offsets() raised ProducerFenced, another client would fence the producer
                 # that took over. So this error breaks the producer, whether or not the abort fails.
-                raised = self._status.abort_reason
-                fenced = raised if isinstance(raised, ProducerFenced) else None
+                # A call that is in progress may still raise it.
+                status = self._status
                 try:
                     await self._end(Deadline(seconds), self._bound_for(seconds), commit=False)
-                    if fenced is not None:
-                        engine.replace_client(fenced)
+                    if status.fenced_by is not None:
+                        engine.replace_client(status.fenced_by)
                 except SendProducerError as error:
-                    engine.replace_client(fenced or error)
+                    engine.replace_client(status.fenced_by or error)
                 except BaseException as error:
-                    engine.replace_client(fenced or error)
+                    engine.replace_client(status.fenced_by or error)
                     raise
             # Records that have no outcome by then are part of the aborted transaction, too. Their
             # callers get the outcomes later.
@@ -465,10 +475,9 @@ class Transaction(Sender, NoPublicConstructor):
         """End the transaction because the producer is being closed. If the block is still open,
         abort; if it has ended, only wait for the end of the transaction."""
         if self._status.state is TransactionState.OPEN:
-            self._status.abort_reason = ProducerClosed(
-                "the producer was closed before the transaction ended"
-            )
-            await self._abort(self._status.abort_reason)
+            closed = ProducerClosed("the producer was closed before the transaction ended")
+            self._status.note(closed)
+            await self._abort(closed)
         else:
             await self._ended.wait()
 

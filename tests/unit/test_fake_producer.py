@@ -500,6 +500,19 @@ async def test_records_stay_pending_if_a_function_of_the_test_raises(
     assert [(await one.wait()).topic for one in waiting] == [*"abcd"]
 
 
+async def test_a_record_that_was_sent_twice_keeps_both_places_if_a_function_raises(
+    by_hand: FakeProducer,
+) -> None:
+    one, two = record(topic="a"), record(topic="b")
+    waiting = [by_hand.producer.enqueue_nowait(it) for it in (one, two, one)]
+    await by_hand.wait_until_sent(3)
+    with pytest.raises(ZeroDivisionError):
+        by_hand.fail(lambda _: cast("Any", fail()))
+    assert [it.topic for it in by_hand.pending] == ["a", "b", "a"]
+    by_hand.acknowledge()
+    assert [(await it.wait()).topic for it in waiting] == ["a", "b", "a"]
+
+
 @pytest.mark.parametrize("number", [0, -1, 1.0, True, "1"])
 @pytest.mark.parametrize("argument", ["every", "times"])
 def test_wrong_counts_are_refused(argument: str, number: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import importlib
+import logging
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -40,6 +41,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._engine import RETRY_SECONDS
 from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.calls import (
     Call,
     at_gate,
@@ -51,6 +53,7 @@ from tests.support.calls import (
     taken,
     task_group,
 )
+from tests.support.client_log import everything_logged_to
 from tests.support.clock import ManualClock
 from tests.support.observers import Recorder
 from tests.support.waiting import PATIENCE, until
@@ -1004,7 +1007,7 @@ async def test_one_retry_serves_two_held_topics(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics |= {"one", "two"}
-    async with clock.open(settings, driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=ENDLESS), driver=fake) as producer:
         first = producer.enqueue_nowait(record(topic="one"))
         await producer.partitions_for("t")
         second = producer.enqueue_nowait(record(topic="two"))
@@ -1439,6 +1442,26 @@ async def test_the_reason_is_logged_once_when_the_producer_breaks(
     assert line.levelname == "ERROR"
     assert line.getMessage() == """the producer broke: "the driver's own\""""
     assert vars(line)["error.type"] == "KeyError"
+
+
+@pytest.mark.parametrize("kind", [FakeDriver, PolledFakeDriver])
+async def test_a_log_handler_that_calls_a_breaking_producer(
+    settings: ProducerSettings, kind: type[FakeDriver]
+) -> None:
+    """Its call raises, because it interrupts the producer. The producer breaks nevertheless."""
+    fake = kind()
+    fake.submit_error = KeyError("the driver's own")
+
+    class Handler(logging.Handler):
+        def emit(self, line: logging.LogRecord) -> None:
+            producer.enqueue_nowait(record(line.getMessage().encode()))
+
+    with everything_logged_to(Handler(), "anyio_sendproducer"):
+        async with open_send_producer(settings, driver=fake) as producer:
+            with anyio.fail_after(PATIENCE), pytest.raises(DeliveryError, match="driver's own"):
+                await producer.send(record())
+            assert producer.statistics().state == "broken"
+    assert producer.statistics().state == "closed"
 
 
 async def test_unawaited_records_fail_when_the_driver_breaks(

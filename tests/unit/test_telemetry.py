@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copy
 import dataclasses
 import inspect
 import logging
 import pickle
 import re
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextvars import ContextVar
 from typing import Any, cast
 
 import anyio
@@ -567,6 +570,38 @@ async def test_a_call_that_ends_after_the_producer(
     with raising(ProducerClosed) as caught:
         await producer.send_many(records)
     assert recorder.of(BatchEnded)[-1].error is caught.value
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # Trio allows no send()
+async def test_an_event_after_the_end_is_observed_as_all_others(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """On the event loop's thread, and in the opener's context."""
+    who: ContextVar[str] = ContextVar("who")
+    seen: list[tuple[type[Event], str, int]] = []
+
+    class Watcher:
+        def observe(self, events: Sequence[Event]) -> None:
+            seen.extend((type(event), who.get(), threading.get_ident()) for event in events)
+
+    records = [record(b"1"), record(b"2")]
+    fake.manual = True
+    settings = settings.evolve(close_timeout=0)
+    who.set("opener")
+    async with open_send_producer(settings, driver=fake, observers=[Watcher()]) as producer:
+        who.set("caller")
+        # A coroutine that the garbage collector of another thread closes.
+        waiting = producer.send_many(records)
+        context = contextvars.copy_context()
+        context.run(waiting.send, None)
+    ended = len(seen)
+    thread = threading.Thread(target=context.run, args=[waiting.close])
+    thread.start()
+    await until(lambda: not thread.is_alive())
+    assert len(seen) == ended
+    with raising(ProducerClosed):
+        await producer.send_many(records)
+    assert seen[ended:] == [(BatchEnded, "opener", threading.get_ident())] * 2
 
 
 @pytest.mark.parametrize("most", [3, 1000])

@@ -679,6 +679,61 @@ async def test_fenced_offsets_break_the_producer_even_if_the_abort_has_no_answer
         assert producer.statistics().generations == 1
 
 
+class FirstFenced(FakeDriver):
+    """A driver that is fenced at the first call for offsets, and then gets no answer."""
+
+    calls = 0
+
+    def send_offsets(
+        self, offsets: Sequence[ConsumedOffset], group: ConsumerGroupMetadata, deadline: Deadline, /
+    ) -> None:
+        self.calls += 1
+        if self.calls == 1:
+            raise ProducerFenced("another one")
+        blocking_until(lambda: deadline.is_over)
+        raise TransactionError("there was no answer")
+
+
+async def test_fenced_offsets_break_the_producer_even_if_another_call_is_cancelled(
+    settings: ProducerSettings,
+) -> None:
+    fake = FirstFenced()
+    fake.end_error = once(TransactionError("no answer"), commit=False)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(ProducerFenced, match="another one"):
+            async with producer.transaction() as tx:
+                with contextlib.suppress(Exception):
+                    async with anyio.create_task_group() as tasks:
+                        for _ in range(2):  # the error of the first call cancels the second
+                            tasks.start_soon(tx.send_offsets, {("t", 0): 1}, "group")
+        assert producer.statistics().state == "broken"
+        assert producer.statistics().generations == 1
+
+
+async def test_closing_after_fenced_offsets_opens_no_other_client(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    fake.offsets_error = ProducerFenced("another one")
+    fake.end_error = once(TransactionError("no answer"), commit=False)
+    closed = anyio.Event()
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                with raising(ProducerFenced):
+                    await tx.send_offsets({("t", 0): 1}, "group")
+                await closed.wait()
+
+        call = Call(tasks, transact)
+        await until(lambda: producer._engine.before_drain is not None)
+        await quiet()
+        await producer.aclose()
+        closed.set()
+        await call.wait()
+        assert isinstance(call.error, ProducerFenced)
+    assert fake.opened == 1
+
+
 async def test_a_producer_that_is_fenced_when_it_begins_is_broken(
     settings: ProducerSettings,
 ) -> None:

@@ -392,8 +392,9 @@ class FakeDriver:
             BaseException: an exception that ``judge`` raises. The records stay pending.
         """
         with self._lock:
+            before = [*self._under_way]
             taken = self._take(count, topic, where)
-            errors = self._ask(self.judge, taken)
+            errors = self._ask(self.judge, taken, before)
             outcomes = [
                 error or self._write(wire) for error, (_, wire) in zip(errors, taken, strict=True)
             ]
@@ -426,8 +427,9 @@ class FakeDriver:
         """
         check_callable("error", error)
         with self._lock:
+            before = [*self._under_way]
             taken = self._take(count, topic, where)
-        errors = self._ask(error, taken)
+        errors = self._ask(error, taken, before)
         return self._report([submission for submission, _ in taken], [*errors])
 
     def learn(self, topic: str) -> None:
@@ -469,16 +471,17 @@ class FakeDriver:
         self,
         find_error: Callable[[ProducerRecord[Any, Any]], T],
         taken: Sequence[tuple[Any, ProducerRecord[Any, Any]]],
+        before: Sequence[tuple[Any, ProducerRecord[Any, Any]]],
     ) -> list[T]:
         """Call a function of the test with each record. If the function raises, all these records
-        are pending again."""
+        are pending again, at their places in ``before``."""
         try:
             return [find_error(submission.record) for submission, _ in taken]
         except BaseException:
             with self._lock:
-                place = {id(record): n for n, record in enumerate(self.submitted)}
+                place = {id(one): n for n, one in enumerate(before)}
                 self._under_way = sorted(
-                    (*taken, *self._under_way), key=lambda one: place.get(id(one[0].record), 0)
+                    (*taken, *self._under_way), key=lambda one: place.get(id(one), len(place))
                 )
             raise
 
