@@ -175,10 +175,10 @@ class Observation:
         #: The facts of accepted records, if the last part is for them; see :meth:`open_accepted`.
         self.accepted: list[RecordFacts] | deque[RecordFacts] | None = self._no_list
         self._is_turn = False
-        self._has_ended = False
+        #: The thread of the event loop; None until the pump has ended.
+        self._ended_on: int | None = None
         self._is_informing = False
-        # The thread and the context of the opener, in which observers run.
-        self._thread = get_ident()
+        # The context of the opener, in which observers run.
         self._context = contextvars.copy_context()
         self._generation = 0
         #: For each kind of error: when it was last logged, and how many occurred since then.
@@ -194,7 +194,7 @@ class Observation:
         self.accepted = self._no_list
         # If the garbage collector closes a coroutine, this may run on any thread, or interrupt an
         # observer. The next call then passes this event on, too.
-        if self._has_ended and not self._is_informing and self._thread == get_ident():
+        if self._ended_on == get_ident() and not self._is_informing:
             self._context.copy().run(self.inform)
 
     def open_accepted(self) -> list[RecordFacts]:
@@ -282,7 +282,7 @@ class Observation:
 
         A call with several records may end later, in its own task: that event is passed on at once.
         """
-        self._has_ended = True
+        self._ended_on = get_ident()
         self.inform()
 
     def _log_error(self, observer: Observer, method: str, error: BaseException) -> None:

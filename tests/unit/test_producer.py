@@ -865,7 +865,7 @@ async def test_partitions_are_requested_again_without_an_event(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock
 ) -> None:
     fake.unknown_topics.add("new")
-    async with clock.open(settings, driver=fake) as producer:
+    async with clock.open(settings.evolve(delivery_timeout=ENDLESS), driver=fake) as producer:
         async with task_group() as tasks:
             call = Call(tasks, producer.partitions_for, "new")
             await producer.partitions_for("t")
