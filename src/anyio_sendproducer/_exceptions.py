@@ -94,8 +94,8 @@ class SendProducerError(Exception):
 
 
 class SettingsError(SendProducerError, ValueError):
-    """A setting is wrong, unknown or missing, or contradicts another setting. The message names the
-    setting."""
+    """A setting is wrong, unknown or missing, or contradicts another setting. The message usually
+    names the setting."""
 
 
 class SettingsWarning(UserWarning):
@@ -110,12 +110,16 @@ class DiscoveryError(SendProducerError):
 class ProducerStartError(SendProducerError):
     """The producer could not start: no broker answered within ``start_timeout``, ``enrich`` or the
     look-up of the addresses did not finish within this time, or the client could not start for
-    another reason. If no broker answered, the message names the addresses. If the client raised an
-    error, ``__cause__`` is the client's error."""
+    another reason. If no broker answered, the message names the addresses. If the client reported
+    an error, ``__cause__`` is this error or an error with its text."""
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
-    """The producer was used after it began to close, or after its scope ended."""
+    """The producer was used after it began to close, or after its scope ended.
+
+    A :class:`ProducerService` also raises this error if it has not started, and a
+    :class:`TransactionPool` if it is opened a second time.
+    """
 
 
 class ProducerBroken(SendProducerError, anyio.BrokenResourceError):
@@ -128,7 +132,7 @@ class ProducerMisused(SendProducerError, RuntimeError):
     This error is also raised in the following cases:
 
     - Different tasks entered and left the block of a producer, a flow or a pool.
-    - A :class:`ProducerService` is used on Trio.
+    - A :class:`ProducerService` is used on Trio, or after the event loop that started it has ended.
     - A :class:`TransactionPool` is used before its block is entered.
     - A finalizer or a signal handler interrupted the producer's own code and called the producer.
     """
@@ -171,8 +175,8 @@ class DeliveryTimeout(DeliveryError):
 
     ``persistence`` is ``NOT_PERSISTED`` if the client did not have the record, or is known not to
     have written it. Otherwise it is ``POSSIBLY_PERSISTED``: the record may still be written after
-    this error. If the client could not connect to a broker, the message says to which broker and
-    why, and ``__cause__`` is the error of this attempt.
+    this error. If the client could not connect to a broker, the message usually says to which
+    broker and why, and ``__cause__`` is the error of this attempt.
     """
 
 
@@ -181,12 +185,14 @@ class RecordRejected(DeliveryError):
     exist, the ``partitioner`` failed, or the broker refused the record, for example because the
     producer may not write to the topic. The persistence is always ``NOT_PERSISTED``.
 
-    The other records of its batch are delivered if the broker reports which records are at fault.
-    If the broker reports only that the batch is too large, the batch is divided until the rejected
-    record is alone. If the reason applies to the whole batch, for example a missing permission, all
-    records of the batch are rejected. The librdkafka driver does not divide batches. With this
-    driver, the other records of the batch also fail. They are ``NOT_PERSISTED`` if librdkafka had
-    no time to send them a second time, otherwise ``POSSIBLY_PERSISTED``.
+    With the kafka-python driver and without a transaction, the other records of its batch are
+    usually delivered: if single records are at fault or the batch is too large, the batch is
+    divided until the rejected record is alone. If the reason applies to the whole batch, for
+    example a missing permission, all records of the batch are rejected.
+
+    The librdkafka driver does not divide batches. With this driver, the other records of the batch
+    also fail. They are ``NOT_PERSISTED`` if librdkafka had no time to send them a second time,
+    otherwise ``POSSIBLY_PERSISTED``.
     """
 
 
@@ -240,8 +246,8 @@ class MultiDeliveryError(SendProducerError):
 
 
 class UndeliveredRecords(SendProducerError):
-    """Records failed and nobody awaited their outcome. Raised by :meth:`SendProducer.aclose`, and
-    when the producer's block ends without another exception.
+    """Records failed and nobody awaited their outcome. Raised by :meth:`SendProducer.aclose` and
+    :meth:`ProducerService.stop`, and when the producer's block ends without another exception.
 
     Attributes:
         count: the number of these records.

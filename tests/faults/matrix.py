@@ -81,7 +81,7 @@ The kinds of faults are:
 - **wire**: A proxy in front of the embedded broker simulates faults of the network.
 - **process**: The process of the producer is affected, for example by a signal or a fork.
 
-The columns count these outcomes. The last column counts the last four together:
+The columns count these outcomes. The column *broken promises* counts the last four:
 
 - **acknowledged**: The producer reported that the broker has the record.
 - **failed**: The producer raised an error. The `persistence` of this error says correctly whether
@@ -92,17 +92,18 @@ The columns count these outcomes. The last column counts the last four together:
 - **doubled**: The record is in the log twice.
 - **reordered**: The position of the record in its partition does not match the order of sending.
 - **misreported**: The producer reported a wrong outcome, reported the outcome late, or did not
-  report it.
+  report it. Or the log contains a record that the program did not send, or did not send in this
+  form.
 
-The table leaves out *abandoned* records, whose caller was cancelled while the client had them, and
-records that the test cannot find because their topic was deleted.
+The table leaves out *abandoned* records, whose caller was cancelled while the client had them. It
+also leaves out records that the test cannot find because their topic was deleted, and records whose
+process was killed before they had outcomes.
 
 *Lost*, *doubled*, *reordered* and *misreported* records are broken promises.{known}
 
-In the following picture, each bar stands for one fault. A bar adds up the runs with each driver and
-event loop that the fault affects. {doc}`fault-matrix-rows` shows the results of each run, and
-{doc}`../explanation/evidence` describes how the tests judge a run. `nox -s faults` repeats all
-runs.
+In the following picture, each bar stands for one fault. A bar adds up all runs with its fault.
+{doc}`fault-matrix-rows` shows the results of each run, and {doc}`../explanation/evidence` describes
+how the tests judge a run. `nox -s faults` repeats all runs.
 
 :::{container} wide-picture
 ```{raw} html
@@ -341,8 +342,8 @@ def page(rows: Iterable[Row], versions: Sequence[str]) -> str:
     cells = len({(row.group, row.cell) for row in rows})
     software = " and ".join(filter(None, (", ".join(versions[:-1]), *versions[-1:])))
     totals = (
-        f"The table covers {cells} faults, {len(rows)} runs and "
-        f"{sum(row.records for row in rows):,} records, with {software}:"
+        f"The table covers {cells} faults and {len(rows)} runs, with {software}. "
+        f"These runs sent {sum(row.records for row in rows):,} records:"
     )
     text = _BEGIN.replace("{totals}", totals).replace("{summary}", _summary(rows))
     return text.replace("{known}", _known(rows))

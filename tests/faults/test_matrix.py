@@ -74,7 +74,9 @@ def test_the_page_starts_with_the_totals() -> None:
     rows[1] = dataclasses.replace(rows[1], withdrawn=3, never_accepted=4)
     rows[-1] = dataclasses.replace(rows[-1], misreported=1, damaged=1, doubled=5, reordered=6)
     lines = page(rows, ["A 1", "B 2"]).splitlines()
-    assert "The table covers 8 faults, 32 runs and 32,000 records, with A 1 and B 2:" in lines
+    assert (
+        "The table covers 8 faults and 32 runs, with A 1 and B 2. These runs sent 32,000 records:"
+    ) in lines
     assert [line for line in lines if line.startswith("| ") and "runs" not in line] == [
         "| cluster | kafka-python | 4 | 3,600 | 0 | 0 | 0 |",
         "| cluster | confluent | 4 | 3,600 | 100 | 7 | 2 lost |",

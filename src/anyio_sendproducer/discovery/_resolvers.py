@@ -108,12 +108,13 @@ def aggregate(*resolvers: ResolverLike, seconds: float | timedelta = 1.0) -> Res
 
     Args:
         resolvers: the resolvers, in the order in which they are tried.
-        seconds: the time that each resolver has, as seconds or a ``timedelta``. After this time,
-            the next resolver is tried. The last resolver has the rest of ``resolve_timeout``.
+        seconds: the time that each resolver except the last has, as seconds or a ``timedelta``.
+            After this time, the next resolver is tried. The last resolver has the rest of
+            ``resolve_timeout``.
 
     Raises:
         SettingsError: there is no resolver, an argument is not a resolver, or ``seconds`` is not
-            above 0.
+            a time above 0.
     """
     if not resolvers:
         raise SettingsError("aggregate: pass at least one resolver")

@@ -48,13 +48,13 @@ def _check_name(field: str, name: object) -> None:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Lookup:
-    """A service to look up: the argument of :meth:`Resolver.resolve`. The fields have the same
-    names as in Akka Discovery.
+    """A service to look up: the argument of :meth:`Resolver.resolve`. The fields correspond to the
+    fields of ``Lookup`` in Akka Discovery.
 
     Args:
         service_name: the name of the service, such as ``"kafka.internal"``.
         port_name: the name of one of the service's ports, as in the first part of an SRV record's
-            name, without the underscore; None for any port.
+            name, without the underscore; None to look up the service without a port's name.
         protocol: the protocol of this port, such as ``"tcp"``.
 
     Raises:
@@ -166,7 +166,8 @@ class Resolver(Protocol):
             The producer uses the first 100 targets.
 
         The call has a timeout, so a cancellation may interrupt the call. This method may raise any
-        exception, which becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`.
+        exception, which becomes the cause of a :class:`~anyio_sendproducer.DiscoveryError`. In
+        :func:`aggregate`, an exception only causes the next resolver to be tried.
         """
         ...
 
@@ -185,7 +186,7 @@ class _Calling:
 
 
 def as_resolver(given: ResolverLike) -> Resolver:
-    """Convert a resolver or an async callable to a resolver.
+    """Make a resolver from an async callable. A resolver is returned unchanged.
 
     Raises:
         SettingsError: the object has no ``resolve``, and is not callable.

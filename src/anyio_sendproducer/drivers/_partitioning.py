@@ -22,7 +22,7 @@ def choose_partition(
 ) -> int:
     """Let a producer's partitioner choose the partition of a record without a partition.
 
-    Call this function on the driver thread, because a partitioner may block.
+    Call this function on the driver thread, if there is one, because a partitioner may block.
 
     Args:
         partitioner: the partitioner of the producer's settings.
@@ -35,8 +35,8 @@ def choose_partition(
         One of ``partitions``.
 
     Raises:
-        RecordRejected: the partitioner raised an exception, or returned something else. The record
-            is not persisted.
+        RecordRejected: the partitioner raised an exception, or did not return one of
+            ``partitions``. The record is not persisted.
     """
     try:
         chosen = cast("object", partitioner(record.topic, key, partitions))

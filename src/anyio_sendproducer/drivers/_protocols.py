@@ -214,7 +214,7 @@ class Driver(Protocol):
         """Commit the transaction, or abort it.
 
         All records of a transaction have their outcomes before it is committed. If a transaction is
-        aborted, the client drops its unsent records.
+        aborted, the client drops those records of the transaction that it has not sent.
 
         The method returns after the brokers have answered, soon after the deadline, or soon after
         another thread called :meth:`close`.
@@ -234,13 +234,13 @@ class Driver(Protocol):
         :exc:`~anyio_sendproducer.ProducerFenced` means that another producer has taken over the
         ``transactional_id``, or may have done so. The producer then opens no further client.
 
-        The text of the returned error becomes part of the error of each record whose
-        ``delivery_timeout`` expires. The event loop calls this method: it must not block.
+        The text of the returned error becomes part of the error of each record that times out. The
+        event loop calls this method: it must not block.
         """
         ...
 
     def is_disconnected(self) -> bool:
-        """Return whether the client's last attempt to connect to each known broker failed.
+        """Return whether, for all known brokers, the client's last attempt to connect failed.
 
         The event loop calls this method: it must not block.
         """
@@ -266,7 +266,7 @@ class Driver(Protocol):
 class DirectDriver(Driver, Protocol):
     """A driver whose client accepts records without waiting.
 
-    The event loop itself submits small batches, which avoids a switch to the driver thread.
+    The event loop itself usually submits small batches, which avoids a switch to the driver thread.
     """
 
     direct: bool
@@ -371,7 +371,7 @@ class DescribingDriver(Driver, Protocol):
         """Ask the cluster to describe itself, and return the answer within ``timeout`` seconds.
 
         A separate thread calls this method while other threads use the driver, and also before the
-        driver is open.
+        driver is open. If the producer is threadless, the event loop calls this method.
 
         Raises:
             SendProducerError: the cluster did not answer. The message says why.
@@ -380,7 +380,9 @@ class DescribingDriver(Driver, Protocol):
 
 
 DriverFactory = Callable[[ProducerSettings], Driver]
-"""A callable that makes a driver. It checks the settings and does not connect."""
+"""A callable that makes a driver. It checks the settings and does not connect. If the callable has
+the attribute ``threadless = True``, the producer starts no driver thread, and the event loop calls
+all methods of the driver."""
 
 
 #: Ends the message of a start that failed.
