@@ -256,8 +256,8 @@ class Driver(Protocol):
     def close(self, timeout: float, /) -> None:
         """Close the client and end its threads within about ``timeout`` seconds; 0 means by force.
 
-        Each submission without an outcome gets one, if the client still reports it. A second call
-        does nothing.
+        During this call, the driver still reports the outcomes that it gets from the client. A
+        second call does nothing.
         """
         ...
 
@@ -271,9 +271,9 @@ class DirectDriver(Driver, Protocol):
 
     direct: bool
     """Whether the event loop may call :meth:`Driver.submit` with a few records. During this call,
-    other threads may only close the driver or call ``describe``. False if the call would run the
-    user's code, which is a serializer or a partitioner. The producer reads this attribute once,
-    when the driver is open."""
+    other threads may only close the driver or call ``describe``. False if the call would run a
+    serializer or a partitioner of the user. The producer reads this attribute once, when the driver
+    is open."""
 
 
 @runtime_checkable
@@ -288,8 +288,7 @@ class PolledDriver(DirectDriver, Protocol):
 
     direct: bool
     """Whether the event loop may also call :meth:`Driver.submit`, even while another thread calls
-    other methods. False if the call would run the user's code, which is a serializer or a
-    partitioner."""
+    other methods. False if the call would run a serializer or a partitioner of the user."""
 
     def poll(self, limit: int, /) -> int:
         """Report the outcomes that have arrived, but no more than about ``limit``.
