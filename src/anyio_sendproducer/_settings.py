@@ -148,29 +148,34 @@ class ProducerSettings:
             topic's partitions in ascending order. It returns one of these numbers. It runs on the
             driver thread, never on the event loop's thread (except with ``fake_producer``). If it
             raises an exception, or returns anything else, only this record fails, with a
-            :exc:`RecordRejected`. It is called again if a record is submitted again. With None, the
-            client chooses the partition as Kafka's Java client does.
+            :exc:`RecordRejected`. It is called again if a record is submitted again. With None, a
+            record with a key gets the partition that Kafka's Java client chooses, unless the client
+            has another partitioner.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
-        max_in_flight: the largest number of accepted records whose outcome the client has not
-            reported.
+        max_in_flight: the largest number of accepted records that have no outcome yet, or that the
+            client still has.
         max_buffered_bytes: the largest total size of the keys, values and headers of these records,
-            in bytes.
+            in bytes. With a serializer, the size of a record is an estimate until the record is
+            serialized.
         delivery_timeout: the longest time from the call of ``send`` to the record's outcome. It
             includes the wait for room.
         unknown_topic_timeout: how long to wait for an unknown topic to appear. After that, records
-            for the topic are rejected.
-        start_timeout: the longest time to wait for the first answer of a broker.
+            for the topic are rejected. An existing client (``producer``) does not use this time.
+        start_timeout: the longest time that the start may take. If a client is opened in the
+            background, the longest time of one attempt to connect.
         close_timeout: the longest time that a clean exit may take to deliver accepted records.
         cancel_timeout: the longest time that an exit after an exception or a cancellation may take.
-            It also bounds the abort of a transaction.
+            If the client library hangs, the exit takes about 5 s more. ``cancel_timeout`` also
+            bounds the abort of a transaction.
         transactional_id: makes the producer transactional: every record is sent in a transaction,
             within ``async with producer.transaction()`` or by :meth:`SendProducer.flow`. Only one
             producer at a time may have this id. A later producer aborts an open transaction of the
             earlier one, and fences it.
-        eos_commit_interval: how long a transaction of :meth:`SendProducer.flow` collects records
-            before it is committed.
+        eos_commit_interval: the time after which :meth:`SendProducer.flow` commits a transaction,
+            unless the source ends sooner, or ``max_in_flight`` envelopes wait for the commit or for
+            ``receive``.
         service_name: the name of a service to look up instead of using ``bootstrap_servers``.
             Examples are ``"kafka.internal"``, and the SRV name ``"_kafka._tcp.example.org"``. The
             producer looks up the service when it starts, for each client that replaces a broken
@@ -191,10 +196,11 @@ class ProducerSettings:
         producer_factory: a callable that constructs the client. It gets kafka-python's whole
             configuration as a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
             subclass. It is called on a separate thread, for which the driver thread waits. It is
-            called again for each client that replaces a broken client. If it raises an exception,
-            the start fails: with a :exc:`SettingsError` for the exceptions with which kafka-python
-            refuses settings (``KafkaConfigurationError``, AssertionError, TypeError and
-            ValueError), otherwise with a :exc:`ProducerStartError`.
+            called again for each client that replaces a broken client. If it raises an exception
+            while the start waits for the first client, the start fails: with a :exc:`SettingsError`
+            for the exceptions with which kafka-python refuses settings
+            (``KafkaConfigurationError``, AssertionError, TypeError and ValueError), otherwise with
+            a :exc:`ProducerStartError`.
         wait_for_cluster: whether the start waits until a broker has answered, and raises
             :class:`ProducerStartError` if none does. With False, the block begins at once, and the
             client tries to connect in the background until it succeeds. Until then, records wait
@@ -389,7 +395,8 @@ class ProducerSettings:
                 it, or a mapping. Blanks around a value are removed.
 
         Raises:
-            SettingsError: the file can't be read, or a value is wrong. The message names the file.
+            SettingsError: the file can't be read, or a value is wrong. If the source is a file, the
+                message names the file.
         """
         arguments = from_properties(source)
         if isinstance(source, Mapping):
@@ -424,11 +431,11 @@ class ProducerSettings:
             environment: the variables; None for the variables of the process.
 
         Raises:
-            SettingsError: the variables do not name any brokers, a variable with this prefix is not
-                a setting, or a value is wrong. The message names the variable, and never shows the
-                value of a property. The method ignores variables that Kubernetes sets for a
-                service. Other programs also use the prefix ``KAFKA``, so with this prefix the
-                method ignores all variables that do not resemble a setting.
+            SettingsError: the variables name neither brokers nor a service, a variable with this
+                prefix is not a setting, or a value is wrong. The message names the variable, and
+                never shows the value of a property. The method ignores variables that Kubernetes
+                sets for a service. Other programs also use the prefix ``KAFKA``, so with this
+                prefix the method ignores all variables that do not resemble a setting.
         """
         arguments = from_environment(
             prefix, os.environ if environment is None else environment, _defaults()
@@ -455,8 +462,8 @@ class ProducerSettings:
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """The addresses in ``bootstrap_servers``, each as ``"host:port"``; empty if they are not
-        known yet."""
+        """The addresses in ``bootstrap_servers``, each as ``"host:port"``; empty if this field
+        is empty."""
         return tuple(filter(None, cast("str", self.bootstrap_servers).split(",")))
 
     def evolve(self, **changes: Unpack[SettingsFields]) -> ProducerSettings:

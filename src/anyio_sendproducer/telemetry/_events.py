@@ -55,7 +55,8 @@ class Given:
     client_id: str
     """The ``client_id`` of the producer's settings."""
     batch: Batch | None
-    """The call that sends this record together with others; None for a single record."""
+    """The call of ``send_many``, or of ``send_envelope`` with a ``MultiMessage``, that sends this
+    record; None if another method sends the record."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -75,8 +76,9 @@ class Accepted:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A record was passed to the client. If the metadata of its topic is missing, the client
-    returns the record, and the record is passed to the client again later, with another event."""
+    """A record was passed to the driver, which serializes the record and passes it to the client.
+    If the metadata of the record's topic is missing, the driver returns the record, and the record
+    is passed to the driver again later, with another event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -88,7 +90,8 @@ class HandedOver:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Delivered:
-    """A broker acknowledged an accepted record. This is the record's last event."""
+    """An accepted record was delivered: a broker acknowledged it, or with ``acks=0`` the client
+    wrote it to the connection. This is the record's last event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -121,9 +124,10 @@ class Failed:
     duration: float
     """Seconds since the record was passed to the producer."""
     error: DeliveryError
-    """The error that the caller gets."""
+    """The error of the record. A caller that waits for the record gets this error."""
     handed_over: bool
-    """Whether the client had the record when the record failed."""
+    """Whether the driver had the record when the record failed. This is also true if the driver did
+    not pass the record to the client, for example because a serializer failed."""
     abandoned: bool
     """Whether the caller was cancelled while the client had the record."""
 
@@ -194,7 +198,8 @@ class GenerationOpened:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GenerationEnded:
-    """A client was closed. The last events of its records precede this event."""
+    """A client was closed, or the producer no longer uses a client that stays open. The last events
+    of the client's records precede this event."""
 
     generation: int
     """The number of the client, as in :class:`GenerationOpened`."""
@@ -234,7 +239,7 @@ class Observer(Protocol):
     """An object that gets the events of a producer.
 
     For each accepted record, an observer gets :class:`Accepted`, then :class:`HandedOver` each time
-    the client receives the record, and finally exactly one of :class:`Delivered`, :class:`Failed`
+    the driver receives the record, and finally exactly one of :class:`Delivered`, :class:`Failed`
     and :class:`Withdrawn`. The caller of the record may continue before the observer gets the last
     event. The only event of a record that was not accepted is :class:`Refused`. The observer gets
     all events before the producer's block has ended, except the :class:`BatchEnded` of a call that
@@ -255,9 +260,10 @@ class Observer(Protocol):
         """Process the events since the last call.
 
         Args:
-            events: the events, in order; never empty. Each :class:`Accepted`, :class:`HandedOver`
-                and :class:`Delivered` is created when it is first read, so ``len(events)`` costs
-                very little. An observer may keep the sequence.
+            events: the events, in order; never empty. The :class:`Accepted`,
+                :class:`HandedOver` and :class:`Delivered` of the sequence are created when an
+                observer first reads an event of it, so ``len(events)`` costs very little. An
+                observer may keep the sequence.
         """
         ...
 
@@ -273,11 +279,12 @@ class Injector(Observer, Protocol):
     def inject(self, given: Given, /) -> Iterable[tuple[str, bytes]]:
         """Return headers to add to a record.
 
-        The producer calls this method in the caller's task, before the record takes up room. The
-        producer does not call it for records that are refused at once. The added headers count
-        towards the size of the record. If they would make the record larger than
-        ``max_buffered_bytes``, the record is sent without them. The caller's record does not
-        change. Results and errors contain the record without the added headers.
+        The producer calls this method in the task that sends the record, before the record takes up
+        room. A flow sends its records in a task of its own. The producer does not call this method
+        for records that are refused at once. The added headers count towards the size of the
+        record. If they would make the record larger than ``max_buffered_bytes``, the record is sent
+        without them. The caller's record does not change. Results and errors contain the record
+        without the added headers.
 
         Args:
             given: the record.

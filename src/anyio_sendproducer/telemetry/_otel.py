@@ -332,7 +332,7 @@ class _Metrics:
         self._sent = meter.create_counter(
             "messaging.client.sent.messages",
             "{message}",
-            "Records that were passed to the client, by outcome",
+            "Records that were passed to the driver, by outcome",
         )
         self._duration = meter.create_histogram(
             "messaging.client.operation.duration",
