@@ -291,9 +291,11 @@ class TransactionOutcomeUnknown(TransactionError):
 
 
 class ProducerFenced(TransactionError):
-    """Another producer uses this ``transactional_id`` now. This producer can never send again. With
-    the librdkafka driver, another possible reason is that the transaction took longer than
-    ``transaction.timeout.ms``.
+    """Another producer uses this ``transactional_id`` now. This producer can never send again.
+
+    Another possible reason is that the transaction took longer than ``transaction.timeout.ms``. The
+    librdkafka driver does not find out which of the two happened. The kafka-python driver finds out
+    if the brokers are of version 2.7 or later and the coordinator answers.
 
     The brokers have aborted the open transaction. But if the commit raised this error, the
     transaction may be committed, because the request may have arrived before the other producer

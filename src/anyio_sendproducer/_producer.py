@@ -113,11 +113,12 @@ class SendProducer(Sender, NoPublicConstructor):
         The records that are sent with the block's :class:`Transaction` are committed as a whole,
         or not at all. A producer with a ``transactional_id`` sends records only in transactions.
 
-        If the block ends without an exception and every record is delivered, the transaction is
-        committed. If the block raises an exception or is cancelled, the transaction is aborted, and
-        the exception is raised unchanged. The abort is shielded from cancellation. It takes at most
-        ``cancel_timeout``, and 5 s more if the client hangs. A producer has one transaction at a
-        time. Other tasks wait for their turn, in the order of their calls.
+        If the block ends without an exception, and all records and offsets of the transaction were
+        sent successfully, the transaction is committed. If the block raises an exception or is
+        cancelled, the transaction is aborted, and the exception is raised unchanged. The abort is
+        shielded from cancellation. It takes at most ``cancel_timeout``, and 5 s more if the client
+        hangs. A producer has one transaction at a time. Other tasks wait for their turn, in the
+        order of their calls.
 
         Raises:
             TransactionAborted: the transaction was aborted, because a record was not delivered,
@@ -126,12 +127,13 @@ class SendProducer(Sender, NoPublicConstructor):
                 reason, ``__cause__`` is the error of this record.
             TransactionOutcomeUnknown: the answer to the commit was lost, or did not arrive within
                 ``delivery_timeout``.
-            ProducerFenced: another producer uses this ``transactional_id`` now. This producer is
-                broken. The transaction is aborted. But if the commit raised this error, the
-                transaction may be committed, and :attr:`Transaction.state` is ``UNKNOWN``.
+            ProducerFenced: another producer uses this ``transactional_id`` now, or the transaction
+                took too long; see :exc:`ProducerFenced`. This producer is broken. The transaction
+                is aborted. But if the commit raised this error, the transaction may be committed,
+                and :attr:`Transaction.state` is ``UNKNOWN``.
             TransactionError: the settings have no ``transactional_id``, no client could begin a
-                transaction within ``delivery_timeout``, or the task is already in the block of a
-                transaction.
+                transaction, for example because none was open within ``delivery_timeout``, or the
+                task is already in the block of a transaction.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 

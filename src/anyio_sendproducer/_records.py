@@ -140,8 +140,9 @@ class RecordMetadata(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ConsumerGroupMetadata:
-    """The consumer whose offsets a transaction commits (KIP-447). The brokers refuse offsets of a
-    consumer that is no longer a member of its group.
+    """The consumer whose offsets a transaction commits (KIP-447). If ``generation_id`` and
+    ``member_id`` are set, the brokers refuse the offsets of a consumer that is no longer a member
+    of its group.
 
     You can use the result of kafka-python's ``KafkaConsumer.group_metadata()`` instead.
     """

@@ -173,8 +173,8 @@ class Transaction(Sender, NoPublicConstructor):
     ``isolation.level=read_committed`` see the record only after the commit of the transaction.
 
     The methods raise the same exceptions as the methods of the producer. They also raise
-    :class:`TransactionError` after the transaction has ended, and :class:`TransactionAborted` if
-    the client was given up.
+    :class:`TransactionError` after the transaction or its block has ended, and
+    :class:`TransactionAborted` if the client was given up.
     """
 
     _how_to_make: ClassVar[str] = "a Transaction is made by SendProducer.transaction()"
@@ -222,15 +222,17 @@ class Transaction(Sender, NoPublicConstructor):
                 confluent-kafka's ``TopicPartition``.
             group_metadata: a :class:`ConsumerGroupMetadata` or an object with the same attributes,
                 such as the result of kafka-python's ``KafkaConsumer.group_metadata()``; or the
-                bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. With
-                group metadata, the brokers refuse a consumer that is no longer a member of the
-                group (KIP-447). If you assign partitions manually, pass the id of the group.
+                bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. If the
+                metadata contain a member id, the brokers refuse the offsets of a consumer that is
+                no longer a member of the group (KIP-447). If you assign partitions manually, you
+                can pass the id of the group instead.
 
         Raises:
             TransactionAborted: the brokers refused the offsets, for example because the group has a
                 new generation; or the client was given up. The transaction can then only be
                 aborted, which happens at the end of its block.
-            ProducerFenced: another producer uses this ``transactional_id`` now.
+            ProducerFenced: another producer uses this ``transactional_id`` now, or the transaction
+                took too long; see :exc:`ProducerFenced`.
             TransactionError: the offsets could not be sent, for example because there was no answer
                 within ``delivery_timeout``; or the transaction has ended.
             TypeError: ``offsets`` is not a mapping, or ``group_metadata`` has another type.

@@ -59,7 +59,7 @@ class TransactionPoolStatistics:
     """The number of transactions that have a producer, or that wait until their producer is
     replaced."""
     waiting: int
-    """The number of transactions that wait for a producer."""
+    """The number of transactions that wait because all producers are in use."""
     replaced: int
     """The number of producers that have been replaced so far, because they were fenced or otherwise
     broken."""
@@ -116,24 +116,25 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
 
     When the block has ended, all producers are closed. If the block ends without an exception, the
     pool closes all producers at the same time, within ``close_timeout``. If the block fails or is
-    cancelled, it ends within ``cancel_timeout``. In both cases, open transactions of other tasks
-    are aborted.
+    cancelled, it ends within ``cancel_timeout``. If a client library hangs, the end takes about 5 s
+    more. In all cases, open transactions of other tasks are aborted.
 
     Args:
         settings: as for :func:`open_send_producer`. The ``transactional_id`` is the prefix of the
             producers' transactional ids. Two processes that run at the same time need different
             prefixes; otherwise, they fence each other.
         size: the number of producers, which is also the largest number of concurrent transactions.
-        driver: as for :func:`open_send_producer`. A callable is called for each producer.
+        driver: as for :func:`open_send_producer`. A callable is called for each
+            client of each producer.
         observers: as for :func:`open_send_producer`. All producers share them.
         fields: as for :func:`open_send_producer`.
 
     Raises:
         SettingsError: a setting or ``size`` is wrong, or there is no ``transactional_id``.
             ``async with`` raises the same errors as the start of :func:`open_send_producer`.
-        TypeError: ``settings`` is not a ProducerSettings, or ``observers`` is not a list of
-            observers.
+        TypeError: ``settings`` or ``observers`` has a wrong type.
         ProducerClosed: ``async with`` was used with this pool before.
+        ProducerMisused: a different task left the block than the one that entered it.
 
     Cancellation at any time releases all resources.
     """
@@ -181,9 +182,10 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
         The block then works as in :meth:`SendProducer.transaction`.
 
         Raises:
-            ProducerFenced: another producer uses this ``transactional_id`` now. The pool replaces
-                the producer. If the state of the transaction is ``ABORTED``, run the transaction
-                again. If the state is ``UNKNOWN``, the transaction may be committed.
+            ProducerFenced: another producer uses this ``transactional_id`` now, or the transaction
+                took too long; see :exc:`ProducerFenced`. The pool replaces the producer. If the
+                state of the transaction is ``ABORTED``, run the transaction again. If the state is
+                ``UNKNOWN``, the transaction may be committed.
             SendProducerError: the producer was being replaced, and the new one could not be
                 started; see :func:`start_send_producer`.
             TransactionError: this task already has a transaction of the pool, or as for

@@ -189,9 +189,9 @@ class FakeProducer:
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of these records. Right after a call of ``enqueue_nowait``, the client may
-            not have the record yet, so await :meth:`wait_until_sent` first. A task that awaits one
-            of the records continues only when the event loop next runs it.
+            The number of records that were acknowledged or failed. A record that was just enqueued
+            may not be pending yet, so await :meth:`wait_until_sent` first. A task that awaits one
+            of the records continues only after the calling task has yielded to the event loop.
 
         Raises:
             ValueError: ``count`` is not an int of 0 or more.
@@ -217,8 +217,8 @@ class FakeProducer:
             where: only records for which this function returns True; None for all.
 
         Returns:
-            The number of these records. A task that awaits one of them continues when it is
-            scheduled next.
+            The number of records that failed. A task that awaits one of the records continues only
+            after the calling task has yielded to the event loop.
 
         Raises:
             TypeError: ``error`` is not callable.
@@ -343,8 +343,8 @@ async def fake_producer(
     Args:
         settings: the settings of the code under test, or None. The fake ignores the settings that
             find a cluster or create a client. It does not look up services, fetch secrets or create
-            a client. With None, the block ends within a second, even if some records were never
-            answered.
+            a client. With None, leaving the block takes at most a second, even if some records were
+            never answered.
         answer: decides which records fail; see :attr:`FakeProducer.answer`.
         manual: whether the test decides when, and how, each record is answered.
         partitions: how many partitions each topic has.
