@@ -1453,8 +1453,8 @@ async def test_a_log_handler_that_calls_a_breaking_producer(
     fake.submit_error = KeyError("the driver's own")
 
     class Handler(logging.Handler):
-        def emit(self, line: logging.LogRecord) -> None:
-            producer.enqueue_nowait(record(line.getMessage().encode()))
+        def emit(self, record: logging.LogRecord) -> None:
+            producer.enqueue_nowait(ProducerRecord("logs", record.getMessage().encode()))
 
     with everything_logged_to(Handler(), "anyio_sendproducer"):
         async with open_send_producer(settings, driver=fake) as producer:
