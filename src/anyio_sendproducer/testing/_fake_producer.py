@@ -194,8 +194,9 @@ class FakeProducer:
             of the records continues only after the calling task has yielded to the event loop.
 
         Raises:
-            ValueError: ``count`` is not an int of 0 or more.
-            BaseException: an exception that :attr:`answer` raises. The records stay pending.
+            ValueError: ``count`` is neither None nor an int of 0 or more.
+            BaseException: an exception that :attr:`answer` or ``where`` raises. The records stay
+                pending.
         """
         return self._driver.acknowledge(count, topic=topic, where=where)
 
@@ -222,8 +223,9 @@ class FakeProducer:
 
         Raises:
             TypeError: ``error`` is not callable.
-            ValueError: ``count`` is not an int of 0 or more.
-            BaseException: an exception that ``error`` raises. The records stay pending.
+            ValueError: ``count`` is neither None nor an int of 0 or more.
+            BaseException: an exception that ``error`` or ``where`` raises. The records stay
+                pending.
         """
         return self._driver.fail(error, count, topic=topic, where=where)
 

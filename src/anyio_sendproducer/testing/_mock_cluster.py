@@ -235,7 +235,7 @@ class MockCluster:
 
         Args:
             broker: the broker's id.
-            error: the error; with ``"NONE"``, the usual answer.
+            error: the name or number of the error; with ``"NONE"``, the usual answer.
             api: the kind of request.
             rtt_ms: delay of the answer, in milliseconds.
 
@@ -259,7 +259,7 @@ class MockCluster:
         :meth:`answer_next` was called with this ``api`` are not affected.
 
         Args:
-            error: the error.
+            error: the name or number of the error.
             times: how many requests.
             api: the kind of request.
 
@@ -380,8 +380,8 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
             async with open_send_producer(cluster.settings()) as producer:
                 await producer.send(ProducerRecord("orders", b"two tins"))
 
-    The cluster needs no event loop. Each command, and the end of the block, can block the calling
-    thread for up to a second.
+    The cluster needs no event loop. The cluster's methods and the end of the block can block the
+    calling thread for about a second, and :meth:`MockCluster.behave` for longer.
 
     Args:
         brokers: the number of brokers. If the process may not open enough files for them,

@@ -58,7 +58,7 @@ class PolledFakeDriver(FakeDriver):
         self._context = contextvars.copy_context()
 
     def __call__(self, settings: ProducerSettings) -> PolledFakeDriver:
-        """Return this driver, as the factory of each client generation of a producer."""
+        """Return this driver. A producer makes this call for each client that it opens."""
         super().__call__(settings)
         hooks = (settings.key_serializer, settings.value_serializer, settings.partitioner)
         if any(hook is not None for hook in hooks) and not self.threadless:

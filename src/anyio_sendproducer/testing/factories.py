@@ -112,13 +112,13 @@ def metadata(
     """Make the metadata of an acknowledged record.
 
     Args:
-        of: the record; None for the result of :func:`record`. If ``topic``, ``partition`` or
-            ``timestamp_ms`` is None, that of the record is used.
+        of: the record; None for the result of :func:`record`. If ``topic`` or ``partition`` is
+            None, that of the record is used.
         topic: the topic's name.
         partition: the partition's number; 0 if the record has no partition either.
         offset: the record's offset in the partition; None as with ``acks=0``.
-        timestamp_ms: milliseconds since 1970-01-01 UTC; 0 if the record has no timestamp either.
-            If ``offset`` is None, the default is None, as with ``acks=0``.
+        timestamp_ms: milliseconds since 1970-01-01 UTC. The default is the record's timestamp, or 0
+            if the record has none. If ``offset`` is None, the default is None, as with ``acks=0``.
 
     The sizes are the lengths of the key and the value in bytes. For a key or value that is not
     bytes, the size is the length of its str() in UTF-8. For None, the size is None.
@@ -256,7 +256,7 @@ def timeout(
         of: the record; None for the result of :func:`record`.
         message: the error's message.
         persistence: ``NOT_PERSISTED`` if the client never got the record.
-        cause: why no broker was reached.
+        cause: the error of the last attempt to connect to a broker.
     """
     return _of_record(DeliveryTimeout, of, message, persistence, cause)
 
@@ -343,8 +343,8 @@ def multi_delivery_error(
 
     Args:
         of: for each record, its error or, if the record was delivered, the record or its
-            :class:`~anyio_sendproducer.MultiResultPart`. With None, one record was delivered and
-            one was :func:`rejected`.
+            :class:`~anyio_sendproducer.MultiResultPart`. With None, one record was delivered, and
+            one has the error of :func:`rejected`.
         pass_through: the envelope's pass-through value.
     """
     given: list[AnyRecord | DeliveryError | MultiResultPart[Any, Any]]
@@ -361,7 +361,7 @@ def undelivered(*errors: DeliveryError) -> UndeliveredRecords:
     """Make the error that a producer raises for failed records that nobody awaited.
 
     Args:
-        *errors: the failures; without arguments, one record was :func:`rejected`.
+        *errors: the errors of the records; without arguments, the error of :func:`rejected`.
     """
     kept = errors or (rejected(),)
     return UndeliveredRecords(kept, len(kept))
@@ -423,7 +423,7 @@ def transaction_aborted(
 
     Args:
         message: the error's message.
-        cause: the error of the record that was the reason.
+        cause: the error that caused the abort, such as the error of a record.
     """
     error = TransactionAborted(message)
     error.__cause__ = cause

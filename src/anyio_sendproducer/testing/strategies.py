@@ -125,7 +125,7 @@ def records(
     partitions: st.SearchStrategy[int | None] | None = None,
     timestamps: st.SearchStrategy[int | None] | None = None,
 ) -> st.SearchStrategy[BytesRecord]:
-    """Records that a producer accepts.
+    """Records that a producer without serializers accepts.
 
     Each argument replaces the strategy of that name in this module, for example
     ``topics=st.just("orders")``. With a real cluster, pass ``partitions=st.none()``, because the
@@ -381,7 +381,7 @@ def results_of(envelope: Envelope[Any, Any, P]) -> st.SearchStrategy[Results[Any
     """Results of an envelope whose records were all acknowledged.
 
     Args:
-        envelope: the envelope.
+        envelope: the message, multi-message or pass-through message.
     """
     if isinstance(envelope, Message):
         return metadata(envelope.record).map(lambda one: Result(one, envelope))
