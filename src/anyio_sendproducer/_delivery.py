@@ -306,13 +306,14 @@ class Statistics:
     in_flight: int
     """Accepted records that take up room: they are queued, or the client has them."""
     in_flight_bytes: int
-    """The bytes of the keys, values and headers of the records in flight."""
+    """The bytes of the keys, values and headers of the records in flight. With a serializer, the
+    size of a record is an estimate until the record is serialized."""
     accepted: int
     """Records accepted so far. Each of them is in flight, or counted as delivered, failed or
     withdrawn. A record that failed at its deadline may be counted as failed while it still takes up
     room."""
     delivered: int
-    """Records that a broker acknowledged."""
+    """Records that a broker acknowledged; with ``acks=0``, records that the client sent."""
     failed: int
     """Accepted records whose outcome is an error."""
     withdrawn: int
@@ -324,8 +325,8 @@ class Statistics:
     such a record, for example because the metadata of its topic is missing, the record is counted
     as withdrawn instead."""
     is_connected: bool
-    """Whether an open client reaches a broker, as far as the client knows. An idle client notices a
-    lost connection when it uses this connection again."""
+    """Whether an open client reaches a broker, as far as the client knows. An idle client may not
+    notice that a connection is lost until it uses the connection again."""
     generations: int
     """The number of clients so far: 1, plus 1 for each replacement."""
     hand_overs: int

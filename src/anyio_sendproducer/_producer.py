@@ -205,14 +205,14 @@ class SendProducer(Sender, NoPublicConstructor):
         source. A producer without room applies back-pressure as well. Each call of ``receive``
         returns the result of the next envelope or raises the error of this envelope. After an
         error, the next call continues with the next envelope. If the source raises an exception,
-        ``receive`` raises it after the results of all earlier envelopes.
+        ``receive`` raises the exception after the results of all earlier envelopes.
 
         If the producer has a ``transactional_id``, the flow begins a transaction with the first
         envelope. It commits the transaction after ``eos_commit_interval``, when the source ends, or
-        as soon as ``max_in_flight`` envelopes wait for the commit or for ``receive``. The results
-        of a transaction can be received after its commit. If a transaction is not committed,
-        ``receive`` raises the error of the transaction instead of returning results, and the flow
-        ends.
+        as soon as ``max_in_flight`` envelopes wait for the commit or for ``receive``. With the next
+        envelope, it begins the next transaction. The results of a transaction can be received after
+        its commit. If a transaction is not committed, ``receive`` raises the error of the
+        transaction instead of returning the results of the transaction, and the flow ends.
 
         Args:
             source: an async iterable of :class:`Message`, :class:`MultiMessage` and
@@ -316,7 +316,7 @@ class SendProducer(Sender, NoPublicConstructor):
         *,
         timeout: float | timedelta | None = None,  # noqa: ASYNC109
     ) -> None:
-        """Prepare topics, so that their first records are sent sooner. This sends no records.
+        """Prepare topics, so that their first records are sent sooner. The call sends no records.
 
         ::
 
@@ -367,7 +367,7 @@ class SendProducer(Sender, NoPublicConstructor):
         """Ask the cluster to describe itself, for example for a readiness probe.
 
         In a worker thread, a second client connects with the producer's settings, sends its
-        request, and disconnects. This works before the producer's own client is open
+        request, and disconnects. The call works before the producer's own client is open
         (``wait_for_cluster=False``), and does not disturb that client. If you use your own driver,
         and it is a ``DescribingDriver``, the producer asks this driver instead.
         :attr:`Statistics.is_connected` sends no request: it shows whether the producer's own client
@@ -381,9 +381,9 @@ class SendProducer(Sender, NoPublicConstructor):
 
         Raises:
             SendProducerError: the cluster did not answer in time; the addresses are not known yet;
-                your own driver or client cannot describe the cluster; or the producer is still
-                creating your own driver.
-            SettingsError: ``timeout`` is not a duration above 0.
+                your own driver or client cannot describe the cluster; or the producer is creating
+                your own driver at the moment.
+            SettingsError: ``timeout`` is not a duration above 0, or a setting is wrong.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
@@ -395,13 +395,13 @@ class SendProducer(Sender, NoPublicConstructor):
         return await self._probe.ask(seconds)
 
     def statistics(self) -> Statistics:
-        """Take a snapshot of the producer's figures. This also works on a closed producer."""
+        """Take a snapshot of the producer's figures. The method also works on a closed producer."""
         return self._engine.statistics()
 
     async def aclose(self) -> None:
         """Stop accepting records, deliver the accepted records, and close the client.
 
-        This takes at most ``close_timeout``, and about 5 s more if the client library hangs.
+        The call takes at most ``close_timeout``, and about 5 s more if the client library hangs.
         Records that are still pending after this time fail with a DeliveryError. The
         ``persistence`` of this error depends on whether the client had the record. Closing a closed
         producer only reports failures that nobody awaited. :func:`open_send_producer` calls this

@@ -59,9 +59,9 @@ class ProducerRecord(Generic[K, V]):
         key: the key: bytes, or an object that ``key_serializer`` accepts. By default, records with
             the same key are sent to the same partition. A record needs a key or a value.
         partition: the partition's number. With None, the driver or the setting ``partitioner``
-            chooses one. The drivers choose by the hash of the key (murmur2, as in Kafka's Java
-            client). They distribute records without a key over all partitions, and may send several
-            consecutive records to the same partition.
+            chooses one. By default, the drivers choose by the hash of the key (murmur2, as in
+            Kafka's Java client). They distribute records without a key over the partitions, and may
+            send several consecutive records to the same partition.
         timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
         headers: pairs of a str and bytes, in order. Several headers may have the same name.
     """
@@ -120,7 +120,7 @@ _set_headers: Final = _slots.headers.__set__
 
 
 class RecordMetadata(NamedTuple):
-    """Where a record was written, as the broker acknowledged it."""
+    """Where a record was written, as the client reported it."""
 
     topic: str
     """The topic's name."""

@@ -92,10 +92,11 @@ class ProducerService:
         async def on_cleanup(app):
             await service.stop()
 
-    Any task of one event loop may start and stop a service, for example a hook, a fixture, or a
-    cell of a notebook. ``async with service as producer:`` does both. Different tasks may enter and
-    leave this block. If one task can run the whole block, use :func:`open_send_producer`, which
-    always closes the producer. On Trio, use :func:`start_send_producer`.
+    Any task of one event loop may start and stop a service, for example the task of a hook, of a
+    fixture, or of a notebook's cell. ``async with service as producer:`` does both. Different tasks
+    may enter and leave this block. If one task can run the whole block, use
+    :func:`open_send_producer`, which always closes the producer. On Trio, use
+    :func:`start_send_producer`.
 
     Args:
         settings: see :func:`open_send_producer`. Without settings and ``fields``, :meth:`start`
@@ -159,7 +160,7 @@ class ProducerService:
 
         Returns:
             The producer. It is connected, unless ``wait_for_cluster`` is False. Until :meth:`stop`,
-            the service keeps this producer, even if it breaks.
+            the service keeps this producer, even if the producer breaks.
 
         Raises:
             SettingsError, DiscoveryError, ProducerStartError, ProducerFenced: as for

@@ -91,8 +91,8 @@ class JSONSerializer:
     Args:
         default: converts an object that JSON can't represent into one that it can, as in
             :func:`json.dumps`. With None, such an object causes a TypeError.
-        sort_keys: whether to sort the members of objects by name, so that equal objects have equal
-            bytes. This is useful for keys.
+        sort_keys: whether to sort the members of objects by name, so that the bytes do not depend
+            on the order of the members. This is useful for keys.
 
     Raises:
         SettingsError: ``default`` is not callable.
@@ -136,16 +136,16 @@ class SchemaRegistrySerializer:
     Args:
         serializer: confluent-kafka's ``AvroSerializer``, ``JSONSerializer`` or
             ``ProtobufSerializer``, or another callable that takes the data and a
-            ``SerializationContext``. The producer does not close it.
-        field: the part of a record to serialize, ``"key"`` or ``"value"``. The name of the subject
-            in the registry depends on the part and on the topic.
+            ``SerializationContext``. The producer does not close the serializer.
+        field: the part of a record to serialize, ``"key"`` or ``"value"``. By default, the name of
+            the subject in the registry depends on the part and on the topic.
 
     Raises:
         SettingsError: an argument is wrong, or confluent-kafka is not installed.
 
-    For the first record of a topic, the serializer sends an HTTP request to the registry. This
-    request blocks the driver thread. Later records wait, and their deadlines still apply. If the
-    serializer raises an exception, only this record fails, with a
+    For the first record of a topic, the serializer usually sends an HTTP request to the registry.
+    This request blocks the driver thread. Later records wait, and their deadlines still apply. If
+    the serializer raises an exception, only the current record fails, with a
     :exc:`~anyio_sendproducer.SerializationFailed`. Headers that the serializer adds are sent.
     """
 
@@ -173,7 +173,7 @@ class SchemaRegistrySerializer:
         self._field = field
 
     def serialize(self, topic: str, headers: list[tuple[str, bytes]], data: Any) -> bytes | None:
-        """Return the serialized data, which identifies its schema.
+        """Return the serialized data, which usually begins with the id of its schema.
 
         Raises:
             Exception: the exception of the serializer.
