@@ -280,8 +280,8 @@ class TransactionAborted(TransactionError):
 
 
 class TransactionOutcomeUnknown(TransactionError):
-    """The commit was requested, and the answer was lost. The transaction is committed or aborted as
-    a whole. Before the producer's next transaction begins, the brokers finish the commit or abort
+    """The producer requested the commit, but got no answer. The transaction is committed or aborted
+    as a whole. Before the producer's next transaction begins, the brokers finish the commit or abort
     the transaction.
 
     To find out whether the transaction is committed, look for its records. If the transaction used
@@ -294,8 +294,8 @@ class ProducerFenced(TransactionError):
     """Another producer uses this ``transactional_id`` now. This producer can never send again.
 
     Another possible reason is that the transaction took longer than ``transaction.timeout.ms``. The
-    librdkafka driver does not find out which of the two happened. The kafka-python driver finds out
-    if the brokers are of version 2.7 or later and the coordinator answers.
+    librdkafka driver does not find out which of the two happened. If the brokers are of version 2.7
+    or later and the coordinator answers, the kafka-python driver finds out.
 
     The brokers have aborted the open transaction. But if the commit raised this error, the
     transaction may be committed, because the request may have arrived before the other producer

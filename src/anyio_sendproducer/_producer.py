@@ -137,9 +137,9 @@ class SendProducer(Sender, NoPublicConstructor):
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        Cancellation before the commit is requested aborts the transaction. Later, cancellation
-        shortens the wait for the answer to at most ``cancel_timeout``, and 5 s more if the client
-        hangs. :attr:`Transaction.state` then has the result.
+        If the block is cancelled before the commit is requested, the transaction is aborted. Later,
+        cancellation shortens the wait for the answer to at most ``cancel_timeout``, and 5 s more if
+        the client hangs. :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 
