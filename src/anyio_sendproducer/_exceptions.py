@@ -281,8 +281,8 @@ class TransactionAborted(TransactionError):
 
 class TransactionOutcomeUnknown(TransactionError):
     """The producer requested the commit, but got no answer. The transaction is committed or aborted
-    as a whole. Before the producer's next transaction begins, the brokers finish the commit or abort
-    the transaction.
+    as a whole. Before the producer's next transaction begins, the brokers finish the commit or
+    abort the transaction.
 
     To find out whether the transaction is committed, look for its records. If the transaction used
     :meth:`Transaction.send_offsets`, read the group's committed offsets again and continue from
