@@ -1,4 +1,4 @@
-"""Late records, which the client still has after their deadlines. Such a client may be given up."""
+"""Late records, which a client still has after their deadlines, and when to give that client up."""
 
 from __future__ import annotations
 

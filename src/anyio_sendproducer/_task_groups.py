@@ -1,4 +1,4 @@
-"""Exceptions of task groups without an exception group around them."""
+"""Task groups whose exceptions are raised without an exception group."""
 
 from __future__ import annotations
 
