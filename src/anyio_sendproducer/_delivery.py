@@ -263,8 +263,8 @@ class Delivery(NoPublicConstructor):
             ProducerMisused: the method was called on another event loop, or in another thread or
                 process.
 
-        If the record has its outcome, only about one in a hundred calls lets other tasks run,
-        checks for cancellation, and checks that it runs on the producer's event loop.
+        If the record has its outcome, only about one in a hundred calls lets other tasks run. Only
+        such a call checks for cancellation, and checks that it runs on the producer's event loop.
 
         Cancellation ends only this call. The record is still sent, and a later call can wait for
         its outcome.

@@ -108,14 +108,15 @@ async def send_with_retry(
         Where the record was written; None if the record became a dead letter.
 
     Raises:
-        DeliveryError: the record was not delivered. This is the error of the last attempt, or the
-            error of an earlier attempt if that error is ``POSSIBLY_PERSISTED``, because the record
-            may be in the log. If the dead letter also failed, a note says why.
+        DeliveryError: the record was not delivered. This is usually the error of the last attempt.
+            If an earlier attempt failed as ``POSSIBLY_PERSISTED``, the error of that attempt is
+            raised instead, because the record may be in the log. If the dead letter also failed, a
+            note says why.
         SettingsError: an argument is wrong.
         SendProducerError: any other error of :meth:`SendProducer.send` in the first attempt.
         TypeError: ``record`` is not a ProducerRecord, or ``producer`` is not a SendProducer but,
-            for example, a :class:`Transaction`. A failed record aborts its transaction, so repeat
-            the whole transaction.
+            for example, a :class:`Transaction`. In a transaction, a failed record aborts the
+            transaction, so repeat the whole transaction instead of the record.
 
     Cancellation ends the attempt or the pause, and the record does not become a dead letter. During
     an attempt, cancellation has the effect that :meth:`SendProducer.send` describes. During a
@@ -183,8 +184,9 @@ def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, 
     headers:
 
     - ``kafka_dlt-original-topic``, ``kafka_dlt-exception-fqcn``, ``kafka_dlt-exception-message``
-      and ``kafka_dlt-exception-cause-fqcn``, as Spring Kafka names them: the topic, the class of
-      the error, its message, and the class of its cause, if any.
+      and ``kafka_dlt-exception-cause-fqcn``, as Spring Kafka names them. In this order, they
+      contain the topic, the class of the error, the message of the error, and the class of its
+      cause. An error without a cause has no header for the cause.
     - ``kafka_dlt-original-partition``, if the record has a valid ``partition``. As in Spring Kafka,
       the value of this header has four bytes, the most significant first.
     - ``anyio_sendproducer-persistence``: ``not persisted`` or ``possibly persisted``.

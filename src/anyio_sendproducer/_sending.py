@@ -250,8 +250,8 @@ class Sender:
 
         Args:
             envelope: a :class:`Message`, a :class:`MultiMessage`, or a :class:`PassThroughMessage`.
-                A PassThroughMessage needs no broker. Even a closed producer returns its result, as
-                in Alpakka Kafka.
+                A PassThroughMessage needs no broker. Even a closed producer returns a
+                :class:`PassThroughResult`, as in Alpakka Kafka.
             timeout: the longest time from the start of the call until the last outcome, as seconds
                 or a ``timedelta``, as for :meth:`send`.
 
@@ -345,19 +345,19 @@ class Sender:
                 the call waited for room.
             RecordRejected: the record is invalid, or is larger than ``max_buffered_bytes``. If only
                 the client, a broker, a serializer or the ``partitioner`` can find the error,
-                :meth:`Delivery.wait` raises it. This call raises such an error only if the call
-                waited for room, and the record failed before the task ran again.
+                :meth:`Delivery.wait` raises it. :meth:`enqueue` raises such an error only if the
+                call waited for room, and the record failed before the task ran again.
             ProducerClosed, ProducerBroken, ProducerMisused, TransactionError, TypeError: as for
                 :meth:`send`.
 
         If there is room, only about one in a hundred calls lets other tasks run. Before such a call
         accepts its record, it also raises a pending cancellation, and checks that it runs on the
-        producer's event loop. If every call made these checks, they would take most of its time.
-        The other calls accept their records even in a scope that is already cancelled.
+        producer's event loop. These checks take longer than the rest of the call. The other calls
+        skip the checks, so they accept their records even in a scope that is already cancelled.
 
-        If a call raises a cancellation, its record is never written. The only exception is
-        asyncio's own ``task.cancel()`` after the client received the record and before the task
-        runs again. The record is then abandoned, as with :meth:`send`.
+        If a call raises a cancellation, its record is never written, with one exception. Asyncio's
+        own ``task.cancel()`` may cancel the task after the client received the record and before
+        the task runs again. The record is then abandoned, as with :meth:`send`.
         """
         must_yield = self._must_yield()
         if must_yield:
