@@ -48,7 +48,7 @@ __all__ = [
     "check_cluster",
 ]
 
-#: The steps in their order, each with what it checks.
+#: The names of the steps in order, each with the condition under which the step passes.
 STEPS: Final = {
     "settings": "enrich completes the settings, if there is one; the driver accepts them; "
     "certificates are read",

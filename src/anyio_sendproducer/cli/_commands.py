@@ -87,8 +87,8 @@ def command() -> None:
         "failed file has content or cannot be opened.",
         f"{FAILED}": "The producer did not start, the producer broke, an input could not be read, "
         "or a failed record could be written neither to the failed file nor to standard error.",
-        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that it had "
-        "read was delivered, or is in the failed file or on standard error.",
+        "130, 143, 129": "Ctrl-C, SIGTERM or SIGHUP ended the command. Each record that the "
+        "command had read was delivered, or is in the failed file or on standard error.",
     },
 )
 @click.argument(
