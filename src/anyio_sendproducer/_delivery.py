@@ -317,8 +317,8 @@ class Statistics:
     failed: int
     """Accepted records whose outcome is an error."""
     withdrawn: int
-    """Accepted records whose caller was cancelled before the client received them, or before the
-    client returned them. They are never written."""
+    """Accepted records whose caller was cancelled before the client received the record, and
+    abandoned records that the client returned. Withdrawn records are never written."""
     abandoned: int
     """Records whose caller was cancelled after the client received the record and before the caller
     had the outcome. They are also counted as in flight, delivered or failed. If the client returns

@@ -80,8 +80,8 @@ class Persistence(enum.Enum):
 
 
 class SendProducerError(Exception):
-    """The base class of the exceptions of this package, except :class:`SettingsWarning` and those
-    of the test kit (:mod:`anyio_sendproducer.testing`).
+    """The base class of the exceptions of this package, except :class:`SettingsWarning` and the
+    exceptions of the test kit (:mod:`anyio_sendproducer.testing`).
 
     The message may contain text from a broker, a resolver or a serializer. Control characters are
     escaped, so the message is one line.
@@ -108,10 +108,13 @@ class DiscoveryError(SendProducerError):
 
 
 class ProducerStartError(SendProducerError):
-    """The producer could not start: no broker answered within ``start_timeout``, ``enrich`` or the
-    look-up of the addresses did not finish within this time, or the client could not start for
-    another reason. If no broker answered, the message names the addresses. If the client reported
-    an error, ``__cause__`` is this error or an error with its text."""
+    """The producer could not start, for example because no broker answered within
+    ``start_timeout``. The same error is raised if ``enrich`` or the look-up of the addresses did
+    not finish within this time.
+
+    If no broker answered, the message names the addresses. If the client reported an error,
+    ``__cause__`` is the client's error or an error with its text.
+    """
 
 
 class ProducerClosed(SendProducerError, anyio.ClosedResourceError):
@@ -182,16 +185,17 @@ class DeliveryTimeout(DeliveryError):
 
 class RecordRejected(DeliveryError):
     """The record was refused, because it is invalid or too large, its topic or partition does not
-    exist, the ``partitioner`` failed, or the broker refused the record, for example because the
-    producer may not write to the topic. The persistence is always ``NOT_PERSISTED``.
+    exist, or the ``partitioner`` failed. A broker may also refuse the record for another reason,
+    for example because the producer may not write to the topic. The persistence is always
+    ``NOT_PERSISTED``.
 
     With the kafka-python driver and without a transaction, the other records of its batch are
-    usually delivered: if single records are at fault or the batch is too large, the batch is
-    divided until the rejected record is alone. If the reason applies to the whole batch, for
+    usually delivered. If single records are at fault or the batch is too large, the client divides
+    the batch until the rejected record is alone. If the reason applies to the whole batch, for
     example a missing permission, all records of the batch are rejected.
 
     The librdkafka driver does not divide batches. With this driver, the other records of the batch
-    also fail. They are ``NOT_PERSISTED`` if librdkafka had no time to send them a second time,
+    also fail. They are ``NOT_PERSISTED`` if librdkafka had no time to send them again,
     otherwise ``POSSIBLY_PERSISTED``.
     """
 
@@ -293,13 +297,13 @@ class TransactionOutcomeUnknown(TransactionError):
 class ProducerFenced(TransactionError):
     """Another producer uses this ``transactional_id`` now. This producer can never send again.
 
-    Another possible reason is that the transaction took longer than ``transaction.timeout.ms``. The
-    librdkafka driver does not find out which of the two happened. If the brokers are of version 2.7
-    or later and the coordinator answers, the kafka-python driver finds out.
+    This error can also mean that the transaction took longer than ``transaction.timeout.ms``. The
+    librdkafka driver does not find out which of the two happened. The kafka-python driver finds
+    this out if the brokers are of version 2.7 or later and the coordinator answers.
 
     The brokers have aborted the open transaction. But if the commit raised this error, the
-    transaction may be committed, because the request may have arrived before the other producer
-    took over, and the answer may have been lost. :attr:`Transaction.state` is then ``UNKNOWN``.
+    transaction may be committed: the request may have arrived before the other producer took over,
+    and the answer may have been lost. :attr:`Transaction.state` is then ``UNKNOWN``.
     """
 
 

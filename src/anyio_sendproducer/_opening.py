@@ -105,12 +105,12 @@ def open_send_producer(
     When the block has ended, the producer's tasks and threads have ended, and its sockets are
     closed. A clean exit first delivers accepted records within ``close_timeout``. After an
     exception or a cancellation, the exit takes at most ``cancel_timeout``. If the client library
-    hangs, the exit takes about 5 s more, and the producer abandons the hanging thread and logs
-    this.
+    hangs, the exit takes about 5 s more. The hanging thread then keeps running, and the producer
+    logs an error.
 
     Args:
-        settings: see :class:`ProducerSettings`. Without settings and ``fields``,
-            :meth:`ProducerSettings.from_env` reads them from the environment:
+        settings: see :class:`ProducerSettings`. If you pass neither ``settings`` nor
+            ``fields``, :meth:`ProducerSettings.from_env` reads the settings from the environment:
             ``KAFKA_BOOTSTRAP_SERVERS`` and further variables.
         driver: ``"kafka-python"`` (the default), ``"confluent"`` for the librdkafka driver (extra
             ``confluent``), or a callable that makes your own driver.
@@ -129,7 +129,7 @@ def open_send_producer(
         UndeliveredRecords: the block ended without an exception, but deliveries failed and nobody
             awaited them. If the block raises an exception, this exception is raised instead,
             outside an exception group, with a note about the number of such deliveries.
-        ProducerMisused: a different task left the block than the one that entered it.
+        ProducerMisused: different tasks entered and left the block.
         TypeError: ``settings`` or ``observers`` has a wrong type.
 
     Cancellation at any time releases all resources.

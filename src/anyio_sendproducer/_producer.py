@@ -368,8 +368,8 @@ class SendProducer(Sender, NoPublicConstructor):
 
         In a worker thread, a second client connects with the producer's settings, sends its
         request, and disconnects. The call works before the producer's own client is open
-        (``wait_for_cluster=False``), and does not disturb that client. If you use your own driver,
-        and it is a ``DescribingDriver``, the producer asks this driver instead.
+        (``wait_for_cluster=False``), and does not disturb that client. If your own driver is a
+        ``DescribingDriver``, the producer asks this driver instead.
         :attr:`Statistics.is_connected` sends no request: it shows whether the producer's own client
         reaches a broker.
 
@@ -377,7 +377,8 @@ class SendProducer(Sender, NoPublicConstructor):
             timeout: how long the cluster has to answer, as seconds or a ``timedelta``.
 
         Returns:
-            The cluster's id, controller and brokers. Both drivers leave the brokers' versions None.
+            The cluster's id, controller and brokers. With the package's own drivers, the versions
+            of the brokers are None.
 
         Raises:
             SendProducerError: the cluster did not answer in time; the addresses are not known yet;

@@ -93,14 +93,14 @@ class ProducerService:
             await service.stop()
 
     Any task of one event loop may start and stop a service, for example the task of a hook, of a
-    fixture, or of a notebook's cell. ``async with service as producer:`` does both. Different tasks
-    may enter and leave this block. If one task can run the whole block, use
-    :func:`open_send_producer`, which always closes the producer. On Trio, use
+    fixture, or of a notebook's cell. A block ``async with service as producer:`` starts and stops
+    the service. Different tasks may enter and leave this block. If one task can run the whole
+    block, use :func:`open_send_producer`, which always closes the producer. On Trio, use
     :func:`start_send_producer`.
 
     Args:
-        settings: see :func:`open_send_producer`. Without settings and ``fields``, :meth:`start`
-            reads the environment.
+        settings: see :func:`open_send_producer`. If you pass neither ``settings`` nor
+            ``fields``, :meth:`start` reads the settings from the environment.
         driver: see :func:`open_send_producer`.
         observers: see :func:`open_send_producer`.
         fields: see :func:`open_send_producer`.

@@ -134,7 +134,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
             ``async with`` raises the same errors as the start of :func:`open_send_producer`.
         TypeError: ``settings`` or ``observers`` has a wrong type.
         ProducerClosed: ``async with`` was used with this pool before.
-        ProducerMisused: a different task left the block than the one that entered it.
+        ProducerMisused: different tasks entered and left the block.
 
     Cancellation at any time releases all resources.
     """

@@ -63,7 +63,7 @@ def make_driver(chosen: DriverName | DriverFactory | None, settings: ProducerSet
     Raises:
         SettingsError: there is no driver with that name, the driver's client library is not
             installed, the factory did not return a driver, the driver refuses the settings, or
-            ``chosen`` is not the driver for the ``producer`` of the settings.
+            the settings have a ``producer`` and ``chosen`` is not the kafka-python driver.
     """
     if settings.producer is not None:
         if chosen not in {None, "kafka-python"}:

@@ -28,8 +28,8 @@ def choose_partition(
         partitioner: the partitioner of the producer's settings.
         record: the record that the caller sent.
         key: the serialized key of the record.
-        partitions: the numbers of the topic's partitions, in ascending order. The partitioner gets
-            this object, so it should be immutable, such as a tuple.
+        partitions: the numbers of the topic's partitions, in ascending order. Pass an
+            immutable object, such as a tuple, because the partitioner gets the object itself.
 
     Returns:
         One of ``partitions``.

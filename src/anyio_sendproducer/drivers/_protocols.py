@@ -93,8 +93,8 @@ class Submitted:
     """The result of passing submissions to a driver."""
 
     held: list[Any] = dataclasses.field(default_factory=list[Any])
-    """The submissions that the driver did not accept, in order, for example because the metadata of
-    a topic is missing."""
+    """The submissions that the driver did not accept, in the order in which they were passed. One
+    reason is that the metadata of a topic is missing."""
     sizes: list[tuple[Any, int]] = dataclasses.field(default_factory=list[tuple[Any, int]])
     """The true sizes of submissions whose size was an estimate, in bytes."""
 
@@ -163,8 +163,8 @@ class Driver(Protocol):
         records as held, unless the client can keep them until the metadata arrives.
 
         :func:`serialize_record` calls the serializers of the settings. If the settings have a
-        ``partitioner``, the driver calls :func:`choose_partition` for each record whose
-        ``partition`` is None, with the topic's partitions, and sends the record to the chosen
+        ``partitioner``, the driver calls :func:`choose_partition` with the topic's partitions for
+        each record whose ``partition`` is None. The driver sends the record to the chosen
         partition. If the partitions are not known yet, the driver returns the record as held, and
         calls the partitioner later.
         """
@@ -240,7 +240,7 @@ class Driver(Protocol):
         ...
 
     def is_disconnected(self) -> bool:
-        """Return whether, for all known brokers, the client's last attempt to connect failed.
+        """Return whether the client's last attempt to connect failed for every known broker.
 
         The event loop calls this method: it must not block.
         """

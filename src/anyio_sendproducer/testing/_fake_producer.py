@@ -361,7 +361,7 @@ async def fake_producer(
         ValueError: ``partitions`` is not an int of 1 or more.
         BaseException: the ``start_error``.
         UndeliveredRecords: the block ended without an error, but nobody awaited a failed record.
-        ProducerMisused: a different task left the block than the one that entered it.
+        ProducerMisused: different tasks entered and left the block.
 
     Cancellation releases all resources.
     """
