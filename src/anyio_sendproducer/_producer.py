@@ -218,9 +218,9 @@ class SendProducer(Sender, NoPublicConstructor):
             source: an async iterable of :class:`Message`, :class:`MultiMessage` and
                 :class:`PassThroughMessage`: for example an AnyIO receive stream, a Trio channel or
                 an async generator.
-            max_in_flight: how many envelopes may have a result that was not received yet. The flow
-                takes one further envelope from the source, and this envelope waits. None stands for
-                the ``max_in_flight`` of the settings.
+            max_in_flight: how many envelopes may be in the flow. An envelope is in the flow until
+                its result is received. The flow takes one further envelope from the source, and
+                this envelope waits. None stands for the ``max_in_flight`` of the settings.
             offsets: a function that takes an envelope and returns, by topic and partition, the
                 offsets of the next records to read after this envelope. The offsets are committed
                 together with the records; see :meth:`Transaction.send_offsets`. This argument needs
