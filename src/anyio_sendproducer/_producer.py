@@ -121,25 +121,25 @@ class SendProducer(Sender, NoPublicConstructor):
         order of their calls.
 
         Raises:
-            TransactionAborted: the transaction was aborted, because a record was not delivered,
-                :meth:`Transaction.send_offsets` failed, the commit was refused or could not be
-                requested, the client was given up, or the producer was closed. If a record was the
-                reason, ``__cause__`` is the error of this record.
+            TransactionAborted: the transaction was aborted. Possible reasons: a record was not
+                delivered, :meth:`Transaction.send_offsets` failed, the commit was refused or could
+                not be requested, the client was given up, or the producer was closed. If a record
+                was the reason, ``__cause__`` is the error of this record.
             TransactionOutcomeUnknown: the answer to the commit was lost, or did not arrive within
                 ``delivery_timeout``.
             ProducerFenced: another producer uses this ``transactional_id`` now, or the transaction
                 took too long; see :exc:`ProducerFenced`. This producer is broken. The transaction
                 is aborted. But if the commit raised this error, the transaction may be committed,
                 and :attr:`Transaction.state` is ``UNKNOWN``.
-            TransactionError: the settings have no ``transactional_id``, no client could begin a
-                transaction, for example because none was open within ``delivery_timeout``, or the
-                task is already in the block of a transaction.
+            TransactionError: the settings have no ``transactional_id``, the task is already in the
+                block of a transaction, or no client could begin a transaction, for example because
+                no client was open within ``delivery_timeout``.
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        If the block is cancelled before the commit is requested, the transaction is aborted. Later,
-        cancellation shortens the wait for the answer to at most ``cancel_timeout``, and 5 s more if
-        the client hangs. :attr:`Transaction.state` then has the result.
+        If the block is cancelled before the commit is requested, the transaction is aborted. If it
+        is cancelled later, the producer waits at most ``cancel_timeout`` for the brokers' answer,
+        and 5 s more if the client hangs. :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 

@@ -132,9 +132,9 @@ class ProducerSettings:
     meant as milliseconds. A ``timedelta`` does not cause this warning.
 
     Args:
-        bootstrap_servers: the addresses of brokers, as ``"host:port"``, as several addresses joined
-            by commas, or as a list. This field is required, unless ``service_name`` or ``producer``
-            is set, or ``enrich`` provides the addresses.
+        bootstrap_servers: the addresses of brokers, each as ``"host:port"``: a list, or one str
+            with commas between the addresses. This field is required, unless ``service_name`` or
+            ``producer`` is set, or ``enrich`` provides the addresses.
         client_id: the name of this client in the brokers' logs and quotas.
         key_serializer: converts each key to bytes: an object with kafka-python's
             ``serialize(topic, headers, data)``, or a callable of one argument. It runs on the
@@ -147,10 +147,10 @@ class ProducerSettings:
             of three arguments: the topic, the serialized key or None, and the numbers of the
             topic's partitions in ascending order. It returns one of these numbers. It runs on the
             driver thread, never on the event loop's thread (except with ``fake_producer``). If it
-            raises an exception, or returns anything else, only this record fails, with a
-            :exc:`RecordRejected`. It is called again if a record is submitted again. With None, a
-            record with a key gets the partition that Kafka's Java client chooses, unless the client
-            has another partitioner.
+            raises an exception, or does not return the number of a partition of the topic, only
+            this record fails, with a :exc:`RecordRejected`. The partitioner is called again if a
+            record is submitted again. With None, a record with a key gets the same partition as
+            with Kafka's Java client, unless the producer's client has another partitioner.
         properties: further settings of the client, by Kafka's names (``"compression.type"``),
             kafka-python's (``"compression_type"``) or, with the driver ``"confluent"``,
             librdkafka's. The driver checks names and values when the producer starts.
@@ -162,20 +162,21 @@ class ProducerSettings:
         delivery_timeout: the longest time from the call of ``send`` to the record's outcome. It
             includes the wait for room.
         unknown_topic_timeout: how long to wait for an unknown topic to appear. After that, records
-            for the topic are rejected. An existing client (``producer``) does not use this time.
-        start_timeout: the longest time that the start may take. If a client is opened in the
-            background, the longest time of one attempt to connect.
+            for the topic are rejected. With an existing client (``producer``), this setting has no
+            effect.
+        start_timeout: the longest time that the start may take. For a client that is opened in the
+            background, this is the longest time of one attempt to connect.
         close_timeout: the longest time that a clean exit may take to deliver accepted records.
         cancel_timeout: the longest time that an exit after an exception or a cancellation may take.
             If the client library hangs, the exit takes about 5 s more. ``cancel_timeout`` also
             bounds the abort of a transaction.
         transactional_id: makes the producer transactional: every record is sent in a transaction,
             within ``async with producer.transaction()`` or by :meth:`SendProducer.flow`. Only one
-            producer at a time may have this id. A later producer aborts an open transaction of the
-            earlier one, and fences it.
-        eos_commit_interval: the time after which :meth:`SendProducer.flow` commits a transaction,
-            unless the source ends sooner, or ``max_in_flight`` envelopes wait for the commit or for
-            ``receive``.
+            producer at a time may have this id. A later producer with this id fences the earlier
+            producer, and aborts the earlier producer's open transaction.
+        eos_commit_interval: the time after which :meth:`SendProducer.flow` commits a transaction.
+            The flow commits sooner if the source ends, or if ``max_in_flight`` envelopes wait for
+            the commit or for ``receive``.
         service_name: the name of a service to look up instead of using ``bootstrap_servers``.
             Examples are ``"kafka.internal"``, and the SRV name ``"_kafka._tcp.example.org"``. The
             producer looks up the service when it starts, for each client that replaces a broken
@@ -188,19 +189,19 @@ class ProducerSettings:
             for example with secrets from a vault. It is called before the look-up, and
             ``start_timeout`` includes its time. It is called again for each client that replaces a
             broken client. From the results of these later calls, the producer uses only
-            ``bootstrap_servers``, ``service_name``, ``client_id`` and ``properties``, and
-            ``discovery_method`` and ``resolve_timeout`` for the look-up. With
-            ``wait_for_cluster=False``, this also applies to the first call.
+            ``bootstrap_servers``, ``service_name``, ``discovery_method``, ``resolve_timeout``,
+            ``client_id`` and ``properties``. With ``wait_for_cluster=False``, this restriction also
+            applies to the first call.
         producer: an existing ``KafkaProducer`` of kafka-python to send with; see
             :meth:`with_producer`.
         producer_factory: a callable that constructs the client. It gets kafka-python's whole
             configuration as a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
             subclass. It is called on a separate thread, for which the driver thread waits. It is
             called again for each client that replaces a broken client. If it raises an exception
-            while the start waits for the first client, the start fails: with a :exc:`SettingsError`
-            for the exceptions with which kafka-python refuses settings
-            (``KafkaConfigurationError``, AssertionError, TypeError and ValueError), otherwise with
-            a :exc:`ProducerStartError`.
+            while the start waits for the first client, the start fails. The error is a
+            :exc:`SettingsError` for a ``KafkaConfigurationError``, AssertionError, TypeError or
+            ValueError, with which kafka-python refuses settings. For any other exception, the error
+            is a :exc:`ProducerStartError`.
         wait_for_cluster: whether the start waits until a broker has answered, and raises
             :class:`ProducerStartError` if none does. With False, the block begins at once, and the
             client tries to connect in the background until it succeeds. Until then, records wait
@@ -387,12 +388,12 @@ class ProducerSettings:
 
         ``bootstrap.servers``, ``client.id``, ``transactional.id``, ``delivery.timeout.ms``,
         ``buffer.memory``, the serializers and a ``partitioner`` that is a callable become fields.
-        All other settings become ``properties``. Only Java's serializers of bytes and strings have
-        a counterpart.
+        All other settings become ``properties``. Java's serializers of bytes and strings are
+        accepted. Any other serializer of Java causes a :exc:`SettingsError`.
 
         Args:
-            source: the path of a ``.properties`` file, which is read as Kafka's Java clients read
-                it, or a mapping. Blanks around a value are removed.
+            source: a mapping, or the path of a ``.properties`` file, which is read as Kafka's Java
+                clients read it. Blanks around a value are removed.
 
         Raises:
             SettingsError: the file can't be read, or a value is wrong. If the source is a file, the

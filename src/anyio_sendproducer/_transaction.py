@@ -218,8 +218,8 @@ class Transaction(Sender, NoPublicConstructor):
             offsets: the offset of the next record to read, by topic and partition. A key is a
                 tuple, or kafka-python's or aiokafka's ``TopicPartition``. A value is an int, or an
                 object with the attribute ``offset`` and optionally ``metadata`` and
-                ``leader_epoch``: kafka-python's or aiokafka's ``OffsetAndMetadata``, or
-                confluent-kafka's ``TopicPartition``.
+                ``leader_epoch``. Examples of such objects are kafka-python's and aiokafka's
+                ``OffsetAndMetadata`` and confluent-kafka's ``TopicPartition``.
             group_metadata: a :class:`ConsumerGroupMetadata` or an object with the same attributes,
                 such as the result of kafka-python's ``KafkaConsumer.group_metadata()``; or the
                 bytes that confluent-kafka's ``Consumer.consumer_group_metadata()`` returns. If the
@@ -235,7 +235,7 @@ class Transaction(Sender, NoPublicConstructor):
                 took too long; see :exc:`ProducerFenced`.
             TransactionError: the offsets could not be sent, for example because there was no answer
                 within ``delivery_timeout``; or the transaction has ended.
-            TypeError: ``offsets`` is not a mapping, or ``group_metadata`` has another type.
+            TypeError: ``offsets`` is not a mapping, or ``group_metadata`` has a wrong type.
             ValueError: a key of ``offsets`` is not a topic with a partition, an offset is not an
                 int of 0 or more, or the bytes are not group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`SendProducer.send`.

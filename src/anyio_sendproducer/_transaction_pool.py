@@ -106,8 +106,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     only once. It then starts the others at the same time. The start of each producer ends any
     transaction that an earlier process left open under the producer's ``transactional_id``.
 
-    The pool closes a producer that was fenced or otherwise broken, and replaces it with a new
-    producer with the same ``transactional_id``, a new client and a new epoch. If the new producer
+    The pool closes a producer that was fenced or otherwise broken, and replaces it. The new
+    producer has the same ``transactional_id``, a new client and a new epoch. If the new producer
     cannot start, the next transaction that needs this producer tries to start it again. A
     transaction that waits for a producer whose start fails raises the error of the start. After
     :exc:`TransactionOutcomeUnknown`, the producer itself replaces its client. The brokers then

@@ -26,8 +26,9 @@ __all__ = [
 
 
 class BytesSerializer:
-    """Accepts bytes, bytearray and memoryview, as a producer without a serializer does, but makes
-    the intention explicit.
+    """Accepts bytes, bytearray and memoryview, as a producer without a serializer does.
+
+    Use this class to state explicitly that your code passes binary data.
 
     The driver thread copies a bytearray or memoryview, so do not change it before its record has
     its outcome. A record with data of another type fails with a

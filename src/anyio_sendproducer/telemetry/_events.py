@@ -77,8 +77,8 @@ class Accepted:
 @dataclasses.dataclass(frozen=True, slots=True)
 class HandedOver:
     """A record was passed to the driver, which serializes the record and passes it to the client.
-    If the metadata of the record's topic is missing, the driver returns the record, and the record
-    is passed to the driver again later, with another event."""
+    If the metadata of the record's topic is missing, the driver returns the record. The producer
+    later passes the record to the driver again, with another event."""
 
     number: int
     """The number of the record; see :class:`Given`."""
@@ -102,9 +102,9 @@ class Delivered:
     duration: float
     """Seconds since the record was passed to the producer."""
     size: int
-    """The size of the key, value and headers in bytes, as they were sent. If there is a serializer,
-    and the broker answers while the producer still passes the record's batch to the client, the
-    size is an estimate."""
+    """The size of the key, value and headers in bytes, as they were sent. With a serializer, the
+    size is an estimate if the broker answers while the producer still passes the record's batch to
+    the client."""
     metadata: RecordMetadata
     """Where the record was written."""
     abandoned: bool
@@ -126,8 +126,8 @@ class Failed:
     error: DeliveryError
     """The error of the record. A caller that waits for the record gets this error."""
     handed_over: bool
-    """Whether the driver had the record when the record failed. This is also true if the driver did
-    not pass the record to the client, for example because a serializer failed."""
+    """Whether the driver had the record when the record failed. The value is also True if the
+    driver did not pass the record to the client, for example because a serializer failed."""
     abandoned: bool
     """Whether the caller was cancelled while the client had the record."""
 
@@ -261,9 +261,9 @@ class Observer(Protocol):
 
         Args:
             events: the events, in order; never empty. The :class:`Accepted`,
-                :class:`HandedOver` and :class:`Delivered` of the sequence are created when an
-                observer first reads an event of it, so ``len(events)`` costs very little. An
-                observer may keep the sequence.
+                :class:`HandedOver` and :class:`Delivered` events are created when an observer first
+                reads an event from the sequence, so ``len(events)`` costs very little. An observer
+                may keep the sequence.
         """
         ...
 

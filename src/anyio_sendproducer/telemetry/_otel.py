@@ -80,10 +80,12 @@ class OpenTelemetryObserver:
     A record usually has a span, whose parent is the current span of the caller. The observer adds
     the context of the span to the record's headers, so that a consumer can continue the trace. The
     span ends with the record's outcome. A call of ``send_many``, or of ``send_envelope`` with a
-    ``MultiMessage``, also has a span, which links to the spans of the records. If the headers of a
-    record already contain a trace context, for example because the record is forwarded, the
-    observer does not change the headers, and the span links to that context. A call with several
-    records then starts no span for this record: the span of the call links to that context instead.
+    ``MultiMessage``, also has a span, which links to the spans of the records.
+
+    The headers of a record may already contain a trace context, for example because the record is
+    forwarded. The observer then does not change the headers, and the record's span links to that
+    context. In a call with several records, such a record has no span: the span of the call links
+    to that context instead.
 
     The page "Telemetry" of the documentation lists all spans, attributes and metrics. One observer
     may be used for any number of producers.
@@ -94,9 +96,9 @@ class OpenTelemetryObserver:
     Args:
         tracer_provider: creates the spans. None stands for the global provider.
         meter_provider: creates the metrics. None stands for the global provider.
-        propagator: writes a context into headers, and reads it from them. None stands for the
-            global propagator, which by default writes ``traceparent``, ``tracestate`` and
-            ``baggage``.
+        propagator: writes trace contexts to headers, and reads trace contexts from headers. None
+            stands for the global propagator, which by default writes ``traceparent``,
+            ``tracestate`` and ``baggage``.
         message_keys: whether spans contain the keys of records, if the keys are text. The default
             is False, because keys often identify people.
         traces: whether to create spans and add headers.

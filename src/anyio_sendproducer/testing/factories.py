@@ -113,7 +113,7 @@ def metadata(
 
     Args:
         of: the record; None for the result of :func:`record`. If ``topic`` or ``partition`` is
-            None, that of the record is used.
+            None, the topic or the partition of this record is used.
         topic: the topic's name.
         partition: the partition's number; 0 if the record has no partition either.
         offset: the record's offset in the partition; None as with ``acks=0``.
@@ -342,7 +342,7 @@ def multi_delivery_error(
     """Make the error of several records, at least one of which was not delivered.
 
     Args:
-        of: for each record, its error or, if the record was delivered, the record or its
+        of: for each failed record, its error; for each delivered record, the record or its
             :class:`~anyio_sendproducer.MultiResultPart`. With None, one record was delivered, and
             one has the error of :func:`rejected`.
         pass_through: the envelope's pass-through value.

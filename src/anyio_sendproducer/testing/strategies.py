@@ -464,7 +464,7 @@ def undelivered_records() -> st.SearchStrategy[UndeliveredRecords]:
 
 
 def producer_errors() -> st.SearchStrategy[SendProducerError]:
-    """Errors that are about a producer or a transaction and not about records, of each kind that
+    """Errors of producers and transactions, not of records: each kind that
     :mod:`~anyio_sendproducer.testing.factories` makes."""
     kinds: list[Callable[[], SendProducerError]] = [
         factories.start_failed,
