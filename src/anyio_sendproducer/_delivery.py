@@ -256,7 +256,7 @@ class Delivery(NoPublicConstructor):
         """Wait for the outcome. Several tasks may call this method any number of times.
 
         Returns:
-            Where the record was written.
+            The metadata of the written record, such as its partition and offset.
 
         Raises:
             DeliveryError: the record was not delivered; see the ``persistence`` of the error.

@@ -238,7 +238,7 @@ class Result(Generic[K, V, P]):
     """The result of a :class:`Message`."""
 
     metadata: RecordMetadata
-    """Where the record was written."""
+    """The metadata of the written record, such as its partition and offset."""
     message: Message[K, V, P]
     """The envelope."""
 
@@ -272,7 +272,7 @@ class MultiResultPart(Generic[K, V]):
     """One of several records, and where it was written."""
 
     metadata: RecordMetadata
-    """Where the record was written."""
+    """The metadata of the written record, such as its partition and offset."""
     record: ProducerRecord[K, V]
     """The record."""
 

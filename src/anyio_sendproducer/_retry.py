@@ -105,7 +105,7 @@ async def send_with_retry(
             gets the error. With None, the error is raised.
 
     Returns:
-        Where the record was written; None if the record became a dead letter.
+        The metadata of the written record; None if the record became a dead letter.
 
     Raises:
         DeliveryError: the record was not delivered. This is usually the error of the last attempt.

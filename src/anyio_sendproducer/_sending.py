@@ -148,7 +148,7 @@ class Sender:
                 None stands for ``delivery_timeout``.
 
         Returns:
-            Where the record was written. Unless ``acks`` is 0, a broker has acknowledged the
+            The metadata of the written record. Unless ``acks`` is 0, a broker has acknowledged the
             record.
 
         Raises:

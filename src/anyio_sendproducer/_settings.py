@@ -502,7 +502,7 @@ class ProducerSettings:
     def with_property(self, name: str, value: Any) -> ProducerSettings:
         """A copy with one client property set.
 
-        The value replaces an earlier value of the property, also under another spelling of its
+        The value replaces an earlier value of the property, even under another spelling of its
         name.
         """
         return self.with_properties({name: value})

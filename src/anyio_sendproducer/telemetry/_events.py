@@ -106,7 +106,7 @@ class Delivered:
     size is an estimate if the broker answers while the producer still passes the record's batch to
     the client."""
     metadata: RecordMetadata
-    """Where the record was written."""
+    """The metadata of the written record, such as its partition and offset."""
     abandoned: bool
     """Whether the caller was cancelled while the client had the record."""
 
