@@ -137,9 +137,9 @@ class SendProducer(Sender, NoPublicConstructor):
             ProducerClosed: the producer is closed.
             ProducerBroken, ProducerMisused: as for :meth:`send`.
 
-        If the block is cancelled before the commit is requested, the transaction is aborted. If it
-        is cancelled later, the producer waits at most ``cancel_timeout`` for the brokers' answer,
-        and 5 s more if the client hangs. :attr:`Transaction.state` then has the result.
+        If the block is cancelled before the commit is requested, the transaction is aborted. If the
+        block is cancelled later, the producer waits at most ``cancel_timeout`` for the brokers'
+        answer, and 5 s more if the client hangs. :attr:`Transaction.state` then has the result.
         """
         return self._transactions.begin()
 
@@ -412,8 +412,8 @@ class SendProducer(Sender, NoPublicConstructor):
             UndeliveredRecords: deliveries failed, and nobody awaited them.
             ProducerMisused: as for :meth:`send`.
 
-        Cancellation shortens the closing to ``cancel_timeout``. The producer is closed when the
-        cancellation is raised.
+        Cancellation shortens the closing to ``cancel_timeout``. After the producer is closed, the
+        call raises the cancellation.
         """
         engine = self._engine
         engine.affinity.check()

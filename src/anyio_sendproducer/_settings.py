@@ -187,8 +187,8 @@ class ProducerSettings:
         resolve_timeout: the longest time that one look-up may take.
         enrich: an async callable that takes these settings and returns the settings for the client,
             for example with secrets from a vault. It is called before the look-up, and
-            ``start_timeout`` includes its time. It is called again for each client that replaces a
-            broken client. From the results of these later calls, the producer uses only
+            ``start_timeout`` includes its time. It is called again each time the producer replaces
+            the client. From the results of these later calls, the producer uses only
             ``bootstrap_servers``, ``service_name``, ``discovery_method``, ``resolve_timeout``,
             ``client_id`` and ``properties``. With ``wait_for_cluster=False``, this restriction also
             applies to the first call.
@@ -197,7 +197,7 @@ class ProducerSettings:
         producer_factory: a callable that constructs the client. It gets kafka-python's whole
             configuration as a dict, and returns ``KafkaProducer(**configs)`` or an instance of a
             subclass. It is called on a separate thread, for which the driver thread waits. It is
-            called again for each client that replaces a broken client. If it raises an exception
+            called again each time the producer replaces the client. If it raises an exception
             while the start waits for the first client, the start fails. The error is a
             :exc:`SettingsError` for a ``KafkaConfigurationError``, AssertionError, TypeError or
             ValueError, with which kafka-python refuses settings. For any other exception, the error

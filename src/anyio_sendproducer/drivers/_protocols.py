@@ -67,8 +67,8 @@ class Sink(Protocol):
     def completed(self, submissions: Sequence[Any], outcomes: Sequence[Outcome], /) -> None:
         """Report the outcomes of these submissions. Each submission is reported once.
 
-        The two sequences have the same length. Separate pairs for each record would double the work
-        of the garbage collector.
+        The two sequences have the same length. One sequence of pairs would double the work of the
+        garbage collector.
         """
         ...
 

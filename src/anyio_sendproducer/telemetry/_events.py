@@ -206,8 +206,8 @@ class GenerationEnded:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     error: BaseException | None
-    """The error because of which the client was given up or the producer broke; None if there was
-    no such error."""
+    """The error that made the producer give up the client, or that broke the producer; None if there
+    was no such error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -290,6 +290,6 @@ class Injector(Observer, Protocol):
             given: the record.
 
         Returns:
-            Tuples of a str and bytes; empty if there is nothing to add.
+            Pairs of a str and bytes. The iterable is empty if there is nothing to add.
         """
         ...

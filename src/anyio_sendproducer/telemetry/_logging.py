@@ -60,7 +60,7 @@ def describe(error: BaseException) -> str:
 class LoggingObserver:
     """An :class:`Observer` that logs events.
 
-    Failed records are logged at level WARNING. In each batch of events, there is one line for each
+    Failed records are logged at level WARNING. For each batch of events, there is one line for each
     combination of topic, kind of error and persistence, with the number of records. An unreachable
     cluster thus causes only a few lines. A client that was given up is also logged at WARNING.
     Other events of clients and of the producer are logged at INFO, and other events of records and
@@ -73,7 +73,7 @@ class LoggingObserver:
     ``messaging.kafka.offset`` and ``error.type``.
 
     Args:
-        logger: the logger. None stands for ``anyio_sendproducer.events``.
+        logger: the logger to write to. None stands for ``anyio_sendproducer.events``.
 
     Raises:
         TypeError: ``logger`` is a str.
