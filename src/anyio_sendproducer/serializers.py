@@ -91,7 +91,8 @@ class JSONSerializer:
 
     Args:
         default: a function that converts an object that JSON can't represent into an object that
-            JSON can represent, as in :func:`json.dumps`. With None, such an object causes a TypeError.
+            JSON can represent, as in :func:`json.dumps`. With None, such an object causes a
+            TypeError.
         sort_keys: whether to sort the members of objects by name, so that the bytes do not depend
             on the order of the members. This is useful for keys.
 

@@ -206,8 +206,8 @@ class GenerationEnded:
     at: float
     """The time of the event, in seconds of the event loop's clock."""
     error: BaseException | None
-    """The error that made the producer give up the client, or that broke the producer; None if there
-    was no such error."""
+    """The error that made the producer give up the client, or that broke the producer; None if
+    there was no such error."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -106,8 +106,8 @@ class FakeProducer:
 
     @property
     def pending(self) -> list[ProducerRecord[Any, Any]]:
-        """The records in :attr:`sent` that have not been answered, in order. A record whose deadline
-        has passed stays in this list until it is answered."""
+        """The records in :attr:`sent` that have not been answered, in order. A record whose
+        deadline has passed stays in this list until it is answered."""
         return self._driver.under_way
 
     @property
