@@ -334,6 +334,8 @@ def test_a_topic_created_again_with_fewer_partitions_is_requested_again(
     with opened("confluent", broker, unknown_topic_timeout=0.05) as (driver, recorder):
         send_all(driver, recorder, [ProducerRecord("orders", b"v")])
         assert isinstance(driver, ConfluentDriver)
+        # Otherwise an answer with the old number may arrive after the new number.
+        assert driver._thread.is_prepared.wait(PATIENCE)
         old = driver._metadata._lists["orders"]
         broker.unknown = {"orders"}
         with pytest.raises(SendProducerError):
