@@ -382,7 +382,7 @@ class Engine:
 
     def _crash(self, error: Exception) -> None:
         with self.step:
-            self.loop.wake(self._break_ledger(error, bug=error))
+            self._break_ledger(error, bug=error)
 
     def _break_ledger(self, error: BaseException, bug: Exception | None = None) -> Iterable[object]:
         before = self.ledger.broken_by
