@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from anyio.abc import TaskGroup
 
 from anyio_sendproducer import (
     DeliveryTimeout,
@@ -15,6 +16,7 @@ from anyio_sendproducer import (
     ProducerFenced,
     ProducerSettings,
     ProducerStartError,
+    SendProducer,
     SendProducerError,
     SettingsError,
     UndeliveredRecords,
@@ -67,18 +69,26 @@ async def test_the_block_starts_before_the_client_is_open(fake: FakeDriver) -> N
     assert not producer.statistics().is_connected
 
 
+async def timed_out(
+    producer: SendProducer, tasks: TaskGroup, clock: ManualClock
+) -> DeliveryTimeout:
+    """Send a record whose deadline passes before a client is open."""
+    sent = Call(tasks, producer.send, record())
+    await quiet()
+    clock.advance(10)
+    await quiet()
+    assert isinstance(sent.error, DeliveryTimeout)
+    assert sent.error.persistence is Persistence.NOT_PERSISTED
+    return sent.error
+
+
 async def test_a_cluster_that_never_comes(fake: FakeDriver, clock: ManualClock) -> None:
     fake.open_error = NO_BROKER
     async with clock.open(SETTINGS, driver=fake) as producer, task_group() as tasks:
         await until(lambda: producer._engine.bridge.last_error() is NO_BROKER)
-        sent = Call(tasks, producer.send, record())
-        await quiet()
-        clock.advance(10)
-        await quiet()
-        assert isinstance(sent.error, DeliveryTimeout)
-        assert sent.error.persistence is Persistence.NOT_PERSISTED
-        assert sent.error.__cause__ is NO_BROKER
-        assert str(sent.error).endswith("it was not sent: no broker answered")
+        error = await timed_out(producer, tasks, clock)
+        assert error.__cause__ is NO_BROKER
+        assert str(error).endswith("it was not sent: no broker answered")
         assert producer.statistics().state == "open"
     assert fake.submitted == []
 
@@ -220,14 +230,9 @@ async def test_the_errors_say_why_a_service_is_not_found(
         bootstrap_servers="", service_name="kafka.invalid", discovery_method=Service()
     )
     async with clock.open(settings, driver=fake) as producer, task_group() as tasks:
-        sent = Call(tasks, producer.send, record())
-        await quiet()
-        clock.advance(10)
-        await quiet()
-        assert isinstance(sent.error, DeliveryTimeout)
-        assert sent.error.persistence is Persistence.NOT_PERSISTED
-        assert isinstance(sent.error.__cause__, DiscoveryError)
-        assert str(sent.error).endswith("no name server answers")
+        error = await timed_out(producer, tasks, clock)
+        assert isinstance(error.__cause__, DiscoveryError)
+        assert str(error).endswith("no name server answers")
         with pytest.raises(SendProducerError, match="no name server answers"):
             await producer.warm_up(["t"], timeout=0.001)
 
