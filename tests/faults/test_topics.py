@@ -180,13 +180,14 @@ async def test_a_topic_is_deleted_and_created_again(
         assert running.settled == len(running.history.sent)
         before.extend(await read_log(cluster.bootstrap_servers, topic))
         moments.append(time.monotonic())
-        running.admit(1)
+        running.admit(0.9)
         await running.until_settled(0.4)
         await run_sync(remake)
         # Until the producer has found the new topic.
         acknowledged = running.acknowledged
         await until(lambda: running.acknowledged > acknowledged + PARTITIONS)
         moments.append(time.monotonic())
+        running.admit(1)
 
     settings = settings_for(cluster)
     # Long enough that some are sent after the client has requested the topic's metadata again.

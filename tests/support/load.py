@@ -36,7 +36,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer._delivery import Statistics
 from anyio_sendproducer.drivers import DriverFactory, DriverName
 from tests.support.history import ABANDONED, NEVER_ACCEPTED, WITHDRAWN, History, Plain
-from tests.support.waiting import until
+from tests.support.waiting import PATIENCE, until
 
 __all__ = ["During", "Load", "Outage", "Ran", "Running", "make_record", "run_load"]
 
@@ -129,7 +129,22 @@ class Running:
 
     def admit(self, share: float) -> None:
         """Let the tasks send this share of all records."""
-        self._admitted = math.ceil(self.load.records * share)
+        self._admit_records(math.ceil(self.load.records * share))
+
+    async def admit_until_acknowledged(self) -> None:
+        """Admit one more record after the other, until one of them is acknowledged. All records
+        that were admitted before must have their outcome."""
+        acknowledged = self.acknowledged
+        with anyio.fail_after(PATIENCE):
+            while True:
+                self._admit_records(self._admitted + 1)
+                await until(lambda: self.settled >= self._admitted, math.inf)
+                if self.acknowledged > acknowledged:
+                    return
+                await anyio.sleep(0.1)
+
+    def _admit_records(self, number: int) -> None:
+        self._admitted = number
         more, self._more = self._more, anyio.Event()
         more.set()
 
