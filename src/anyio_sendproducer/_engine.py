@@ -12,7 +12,6 @@ The glossary, ``docs/reference/glossary.md``, defines the terms: client generati
 
 from __future__ import annotations
 
-import contextvars
 import logging
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -49,22 +48,18 @@ from ._exceptions import ProducerFenced
 from ._ledger import Ledger
 from ._loops import Loop
 from ._observing import Observation
+from ._replacement import Replacement
 from ._settings import ProducerSettings
 from ._settings_resolver import SettingsResolver
-from ._shown import listed
 from .drivers import Submitted
 from .telemetry._logging import describe, error_type
 
-__all__ = ["RETRY_SECONDS", "WATCH_SECONDS", "Engine"]
+__all__ = ["RETRY_SECONDS", "Engine"]
 
 _log = logging.getLogger("anyio_sendproducer")
 
 #: Seconds between two requests for topics without metadata, if the driver reports nothing sooner.
 RETRY_SECONDS: Final = 0.25
-
-#: Seconds between two checks whether any broker is reached. After two checks in a row that found
-#: none, the service is looked up again.
-WATCH_SECONDS: Final = 5.0
 
 # A global is read faster than an attribute of an enum's class; these are read for each record.
 _READY: Final = ClientState.READY
@@ -114,12 +109,8 @@ class Engine:
         #: Aborts the open transaction, or waits for its end, before records are waited for.
         self.before_drain: Callable[[], Awaitable[object]] | None = None
         self.closing = Closing()
-        # The context variables of the task that opened the producer.
-        self._context = contextvars.copy_context()
+        self._replacement = Replacement(resolver, ledger, bridge, observation)
         self._tasks: anyio.abc.TaskGroup
-        self._generations = 1
-        # The number of records that had been accepted when the last client was given up.
-        self._accepted_before_replacement = 0
         self.metadata = MetadataWaits(loop, self._schedule_retry)
         if observation is None:  # with observers, every event needs a turn of the pump
             bridge.take_turn = self._take_turn
@@ -141,12 +132,16 @@ class Engine:
     def statistics(self) -> Statistics:
         """Take a snapshot of the figures."""
         return self.ledger.statistics(
-            generations=self._generations,
+            generations=self._replacement.generation,
             is_connected=self.client in _OPEN and not self.bridge.is_disconnected(),
             hand_overs=self.bridge.hand_overs,
             wake_ups=self.bridge.wake_ups,
             client=self.bridge.metrics(),
         )
+
+    def last_error(self) -> BaseException | None:
+        """Return the reason why no broker is reached, if it is known."""
+        return self._replacement.last_error()
 
     def notify(self) -> None:
         """Have the pump submit the queued records as soon as the driver accepts a batch.
@@ -242,7 +237,12 @@ class Engine:
                 self._tasks = tasks
                 tasks.start_soon(self._watch_deadlines)
                 if self.resolver.asks:
-                    tasks.start_soon(self._watch_addresses)
+                    tasks.start_soon(
+                        self._replacement.watch_addresses,
+                        self.clock.sleep,
+                        lambda: self.client is _REOPENING,
+                        self._replace_client,
+                    )
                 try:
                     async for events in self.bridge.events:
                         if observation is not None:
@@ -353,12 +353,10 @@ class Engine:
                 if generation == self.bridge.generation:
                     return self._replace_or_break(error)
             case GenerationEnded(error):
-                return self._end_generation(error)
+                return self._replacement.end_generation(error)
             case ClientOpened(generation):
                 self.client = _READY if self.client is _REOPENING else self.client
-                self._generations = generation
-                if self.observation is not None:
-                    self.observation.client_opened(self._generations)
+                self._replacement.opened(generation)
             case Ready():
                 pass  # each turn polls the client
             case DriverCrashed(error):  # pragma: no branch  # the last kind of event
@@ -420,7 +418,7 @@ class Engine:
             while self.pump is _SETTLING:  # settle arrived outcomes before expiring records
                 await anyio.lowlevel.checkpoint()
             now = self.clock.now()
-            last_error = self.bridge.last_error() or self.resolver.open_error
+            last_error = self.last_error()
             with self.step:
                 self.wake_and_notify(self.ledger.expire(now, last_error))
                 if self.ledger.is_stuck(now):
@@ -449,54 +447,16 @@ class Engine:
     def _replace_client(self, error: BaseException) -> None:
         if self.client in {_REOPENING, _STOPPING} or self.ledger.state is ProducerState.BROKEN:
             return
-        extra: dict[str, object] = {"error.type": error_type(error)}
-        extra["anyio_sendproducer.generation"] = self._generations
-        _log.warning("the client is given up, and another one is opened: %s", error, extra=extra)
+        generation = self._replacement.generation
         self.client = _REOPENING
-        self._accepted_before_replacement = self.ledger.accepted
-        if self.resolver.asks:
-            # A transaction's task may call this, but look-ups run in the opening task's context.
-            self._context.copy().run(self._tasks.start_soon, self._reopen, error)
-        else:
-            self.bridge.reopen(error, self.ledger.in_flight_bytes)
-
-    async def _reopen(self, error: BaseException) -> None:
-        await self.resolver.find_again()
         with self.step:
-            self.bridge.reopen(error, self.ledger.in_flight_bytes)
-
-    def _end_generation(self, error: BaseException) -> Iterable[object]:
-        """Fail the records of a client that is closed. Returns: the waiters to wake."""
-        to_wake = self.ledger.end_generation(error)
-        if self.settings.transactional_id is not None:
-            # Records that were queued for the open transaction must not get into the next one.
-            to_wake += self.ledger.fail_unsubmitted(
-                f"the record was not sent: the client was given up: {error}",
-                error,
-                until=self._accepted_before_replacement,
-            )
-        if self.observation is not None:
-            self.observation.client_ended(error)
-        return to_wake
-
-    async def _watch_addresses(self) -> None:
-        """Find the addresses for the first client, if it is opened in the background. Then look the
-        service up again while no broker is reached, and replace the client at a new address."""
-        await self.resolver.find_until_found(self.clock.sleep)
-        self.bridge.allow_open()
-        was_disconnected = False
-        while True:
-            await self.clock.sleep(WATCH_SECONDS)
-            is_disconnected = self.client is _REOPENING or self.bridge.is_disconnected()
-            if is_disconnected and was_disconnected and await self.resolver.moved():
-                addresses = listed(self.resolver.settings.addresses)
-                error = ConnectionError(
-                    f"no broker is reached, and the service now has the addresses {addresses}"
-                )
-                error.__cause__ = self.bridge.last_error()
-                with self.step:
-                    self._replace_client(error)
-            was_disconnected = is_disconnected
+            self._replacement.begin(error, self._tasks)
+        # Last, because a log handler may raise.
+        _log.warning(
+            "the client is given up, and another one is opened: %s",
+            error,
+            extra={"error.type": error_type(error), "anyio_sendproducer.generation": generation},
+        )
 
     # --- the guard ---------------------------------------------------------------------------
 
@@ -510,8 +470,8 @@ class Engine:
         Cancellation closes the producer within ``cancel_timeout``.
         """
         await self._open()
-        if self.observation is not None and self.client is _READY:
-            self.observation.client_opened(self._generations)
+        if self.client is _READY:
+            self._replacement.opened(1)
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._run_pump)

@@ -326,12 +326,18 @@ class Transaction(Sender, NoPublicConstructor):
                 except ProducerFenced as error:
                     engine.replace_client(error)  # breaks the producer
                     raise
+                except TransactionAborted as error:
+                    # The client says that it can only abort, but no transaction is open.
+                    engine.replace_client(error)
+                    continue
                 if not self._admission.was_client_replaced:
                     return
+        last_error = engine.last_error()
+        known = "" if last_error is None else f": {last_error}"
         raise TransactionError(
             f"no client could begin a transaction within {engine.settings.delivery_timeout:g} s "
-            "(delivery_timeout)"
-        )
+            f"(delivery_timeout){known}"
+        ) from last_error
 
     async def _finish(self) -> None:
         """End the transaction after its block ended without an exception: commit it if every

@@ -97,7 +97,7 @@ def _serialize(engine: Engine, record: ProducerRecord[Any, Any], _: Driver) -> N
 
 
 def _too_late(engine: Engine, what: str, limit: tuple[float, str]) -> SendProducerError:
-    last_error = engine.bridge.last_error() or engine.resolver.open_error
+    last_error = engine.last_error()
     known = "" if last_error is None else f": {last_error}"
     error = SendProducerError(f"{what} within {limit[0]:g} s ({limit[1]}){known}")
     error.__cause__ = last_error

@@ -23,7 +23,7 @@ from anyio_sendproducer import (
     discovery,
     open_send_producer,
 )
-from anyio_sendproducer._engine import WATCH_SECONDS
+from anyio_sendproducer._replacement import WATCH_SECONDS
 from anyio_sendproducer._settings_resolver import SettingsResolver
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.drivers import DriverName

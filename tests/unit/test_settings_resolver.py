@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from anyio_sendproducer import ProducerSettings
-from anyio_sendproducer._engine import WATCH_SECONDS
+from anyio_sendproducer._replacement import WATCH_SECONDS
 from anyio_sendproducer._settings_resolver import SettingsResolver
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import FakeDriver

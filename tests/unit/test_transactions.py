@@ -866,9 +866,32 @@ async def test_a_transaction_raises_if_no_client_opens_in_time(
         fake.open_error = SendProducerError("no broker")
         fake.break_client()
         await until(lambda: bool(fake.closed))
-        with raising(TransactionError, match="no client could begin a transaction within 0.05 s"):
+        said = r"no client could begin a transaction within 0.05 s \(delivery_timeout\): no broker"
+        with raising(TransactionError, match=said):
             async with producer.transaction():
                 never()
+
+
+async def test_a_client_that_can_only_abort_is_replaced_before_a_transaction(
+    settings: ProducerSettings,
+) -> None:
+    """Otherwise no later transaction could begin."""
+
+    class Stuck(FakeDriver):
+        begun = 0
+
+        def begin_transaction(self) -> None:
+            self.begun += 1
+            if self.begun == 1:
+                raise TransactionAborted("only abort is possible")
+            super().begin_transaction()
+
+    fake = Stuck()
+    async with open_send_producer(settings, driver=fake) as producer:
+        async with producer.transaction() as tx:
+            await tx.send(record(b"1"))
+        assert producer.statistics().generations == 2
+    assert ended(fake) == [("committed", [b"1"])]
 
 
 async def test_a_client_is_given_up_while_a_transaction_starts(
