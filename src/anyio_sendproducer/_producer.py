@@ -139,7 +139,9 @@ class SendProducer(Sender, NoPublicConstructor):
 
         If the block is cancelled before the commit is requested, the transaction is aborted. If the
         block is cancelled later, the producer waits at most ``cancel_timeout`` for the brokers'
-        answer, and 5 s more if the client hangs. :attr:`Transaction.state` then has the result.
+        answer, and 5 s more if the client hangs. :attr:`Transaction.state` then has the result. If
+        the commit fails or gets no answer in that time, the block raises that error instead of the
+        cancellation exception.
         """
         return self._transactions.begin()
 

@@ -388,23 +388,28 @@ class Transaction(Sender, NoPublicConstructor):
                 shorter = self._bound_for(settings.cancel_timeout)
                 bound.deadline = min(bound.deadline, shorter.deadline)
 
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(hurry)
-            with CancelScope(shield=True):
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(hurry)
+                with CancelScope(shield=True):
+                    try:
+                        await self._end(deadline, bound, commit=True)
+                        self._status.state = TransactionState.COMMITTED
+                    except ProducerClosed as error:
+                        text = f"the commit was requested, but {error}"
+                        failure = TransactionOutcomeUnknown(text)
+                        failure.__cause__ = error
+                    except SendProducerError as error:
+                        failure = error
+                tasks.cancel_scope.cancel()
+        finally:
+            # On Trio, a cancelled task group raises the cancellation here. The caller needs the
+            # failure more: only the failure says what became of the transaction.
+            if failure is not None:
                 try:
-                    await self._end(deadline, bound, commit=True)
-                    self._status.state = TransactionState.COMMITTED
-                except ProducerClosed as error:
-                    failure = TransactionOutcomeUnknown(f"the commit was requested, but {error}")
-                    failure.__cause__ = error
-                except SendProducerError as error:
-                    failure = error
-            tasks.cancel_scope.cancel()
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                del failure  # its traceback refers to this frame
+                    raise failure
+                finally:
+                    del failure  # its traceback refers to this frame
 
     async def _abort(self, reason: BaseException) -> None:
         """Abort, shielded and within ``cancel_timeout``. If the client hangs, 5 s are added.

@@ -175,6 +175,7 @@ async def test_a_cancellation_while_the_broker_does_not_answer_is_bounded(
     abort."""
     topic = proxied.cluster.create_topic()
     held: list[Transaction] = []
+    unknown: list[TransactionOutcomeUnknown] = []
     async with open_send_producer(settings_for(proxied, topic), driver=driver) as producer:
         await until_committed(proxied, producer, topic, b"before")
         async with task_group() as tasks:
@@ -182,13 +183,16 @@ async def test_a_cancellation_while_the_broker_does_not_answer_is_bounded(
             scope = anyio.CancelScope()
 
             async def transact() -> None:
-                with scope, contextlib.suppress(TransactionOutcomeUnknown):
-                    async with producer.transaction() as tx:
-                        held.append(tx)
-                        await tx.send(ProducerRecord(topic, b"not seen"))
-                        await run_sync(proxied.proxy.black_hole)
-                        in_step.set()
-                        await step(tx, topic)
+                with scope:
+                    try:
+                        async with producer.transaction() as tx:
+                            held.append(tx)
+                            await tx.send(ProducerRecord(topic, b"not seen"))
+                            await run_sync(proxied.proxy.black_hole)
+                            in_step.set()
+                            await step(tx, topic)
+                    except TransactionOutcomeUnknown as error:
+                        unknown.append(error)
 
             tasks.start_soon(transact)
             await in_step.wait()
@@ -199,6 +203,7 @@ async def test_a_cancellation_while_the_broker_does_not_answer_is_bounded(
         assert held[0].state is (
             TransactionState.UNKNOWN if step is end else TransactionState.ABORTED
         )
+        assert len(unknown) == (1 if step is end else 0)
         await run_sync(proxied.proxy.heal)
         await until_committed(proxied, producer, topic, b"after")
     found = await visible(proxied, topic)

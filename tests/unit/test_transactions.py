@@ -1065,7 +1065,7 @@ async def test_the_wait_for_a_client_that_hangs_at_the_end_is_bounded(
             await ending.wait()
         commits = "commit" in how
         assert state(held[0]) is (TransactionState.UNKNOWN if commits else TransactionState.ABORTED)
-        if how == "commit":
+        if commits:
             assert isinstance(ending.error, TransactionOutcomeUnknown)
             assert "hangs" in str(ending.error)
         fake.on_end.open()
