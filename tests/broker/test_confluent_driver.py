@@ -345,12 +345,26 @@ def test_an_address_that_refuses_connections() -> None:
     driver.close(0)
 
 
-def test_a_refused_login_ends_the_start_before_its_timeout(cluster: MockCluster) -> None:
+@pytest.mark.parametrize("before", [(), (KafkaError._TRANSPORT,)], ids=["", "down-before"])
+@pytest.mark.parametrize("after", [(), (KafkaError._TRANSPORT,)], ids=["", "down-after"])
+def test_a_refused_login_ends_the_start_before_its_timeout(
+    cluster: MockCluster, before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
+    """Another broker may be down."""
     driver = ConfluentDriver(settings_for(cluster))
-    for code in (KafkaError._AUTHENTICATION, KafkaError._ALL_BROKERS_DOWN):
-        driver._health.on_error(KafkaError(code, "wrong password"))
+    for code in (*before, KafkaError._AUTHENTICATION, *after, KafkaError._ALL_BROKERS_DOWN):
+        text = "wrong password" if code == KafkaError._AUTHENTICATION else "no answer"
+        driver._health.on_error(KafkaError(code, text))
     with pytest.raises(ProducerStartError, match=r"no producer for 127.*: wrong password"):
         driver.open(Recorder())
+
+
+def test_a_refused_login_is_forgotten_when_librdkafka_stops_repeating_it() -> None:
+    driver = ConfluentDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1"))
+    driver._health.on_error(KafkaError(KafkaError._AUTHENTICATION, "wrong password"))
+    driver._health._failed_at -= 31
+    driver._health.on_error(KafkaError(KafkaError._TRANSPORT, "no answer"))
+    assert str(driver.last_error()) == "no answer"
 
 
 def test_the_client_gets_the_tokens_of_the_token_provider(cluster: MockCluster) -> None:

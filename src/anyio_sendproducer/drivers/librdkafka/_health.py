@@ -70,12 +70,16 @@ class Health:
             if self.failure is not None:
                 return  # the earlier error says more
         if code in UNREACHABLE:
-            kind = LoginRefused if code in LOGIN_REFUSED else SendProducerError
-            self.failure = kind(text_of(error))
-            self._failed_at = time.monotonic()
-            found = _AT_BOOTSTRAP.fullmatch(str(self.failure))
+            text, now = text_of(error), time.monotonic()
+            found = _AT_BOOTSTRAP.fullmatch(text)
             if found is not None:
                 self._reasons[found[1]] = found[2]
+            is_login = code in LOGIN_REFUSED
+            # A recent refusal of the login says more than an address that does not answer.
+            is_recent = now - self._failed_at < _REPEATED_SECONDS
+            if is_login or not (is_recent and isinstance(self.failure, LoginRefused)):
+                self.failure = (LoginRefused if is_login else SendProducerError)(text)
+                self._failed_at = now
 
     def reasons(self, addresses: Iterable[str]) -> list[str]:
         """Return why each of these addresses did not answer; nothing if no reason is known."""
