@@ -81,9 +81,9 @@ async def send_with_retry(
             record = ProducerRecord("orders", b"two tins", b"42")
             await send_with_retry(producer, record, dead_letter="orders.dead")
 
-    A failure is retried if its ``persistence`` is ``NOT_PERSISTED``. :class:`RecordRejected` and
-    :class:`SerializationFailed` are not retried, because another attempt would usually fail in the
-    same way.
+    By default, a failure is retried if its ``persistence`` is ``NOT_PERSISTED``, except
+    :class:`RecordRejected` and :class:`SerializationFailed`: another attempt would usually fail in
+    the same way.
 
     Retries can change the order of records. Records that are sent during a pause may be written
     before the retried record, even if they have the same key.

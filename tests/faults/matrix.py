@@ -75,8 +75,8 @@ reported, and fails if a record was lost, doubled, reordered or misreported.
 
 The kinds of faults are:
 
-- **cluster**: In a cluster of Apache Kafka, for example, brokers are killed, stopped or frozen, or
-  certificates, passwords, permissions or topics change.
+- **cluster**: Faults of a cluster of Apache Kafka. For example, brokers are killed, stopped or
+  frozen, or certificates, passwords, permissions or topics change.
 - **injected**: librdkafka's mock cluster answers with errors, answers late, or does not answer.
 - **wire**: A proxy in front of the embedded broker simulates faults of the network.
 - **process**: The process of the producer is affected, for example by a signal or a fork.

@@ -396,8 +396,8 @@ def produce(
         f"{COMPLETE}": "Each step passed or was not needed.",
         f"{INCOMPLETE}": "A step failed. If the driver is not installed or refuses a setting, the "
         "step 'settings' fails.",
-        f"{USAGE}": "The command line or another setting is wrong, or another package is not "
-        "installed.",
+        f"{USAGE}": "The command line is wrong, a setting that the driver does not check is wrong, "
+        "or a package other than the driver's is not installed.",
         **_SIGNALS,
     },
 )

@@ -310,7 +310,7 @@ class FakeDriver:
         self._transactions.offsets += [(offset, group) for offset in offsets]
 
     def end_transaction(self, commit: bool, deadline: Deadline, /) -> None:  # noqa: ARG002, FBT001
-        """End the transaction, or raise the error of :attr:`end_error`.
+        """End the transaction. If :attr:`end_error` returns an error, raise this error instead.
 
         If the transaction is aborted, pending records fail.
         """
