@@ -309,13 +309,15 @@ class Statistics:
     """The bytes of the keys, values and headers of the records in flight. With a serializer, the
     size of a record is an estimate until the record is serialized."""
     accepted: int
-    """Records accepted so far. Each of them is in flight, or counted as delivered, failed or
+    """Records accepted so far. Each attempt of :func:`send_with_retry` and each dead letter counts
+    as a record. Each accepted record is in flight, or counted as delivered, failed or
     withdrawn. A record that failed at its deadline may be counted as failed while it still takes up
     room."""
     delivered: int
     """Records that a broker acknowledged; with ``acks=0``, records that the client sent."""
     failed: int
-    """Accepted records whose outcome is an error."""
+    """Accepted records whose outcome is an error. A record that is refused before it is accepted,
+    for example because it is invalid or got no room, is not counted."""
     withdrawn: int
     """Accepted records whose caller was cancelled before the client received the record, and
     abandoned records that the client returned. Withdrawn records are never written."""

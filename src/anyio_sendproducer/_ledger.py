@@ -224,7 +224,9 @@ class Ledger:
         """Make the error of a record that is not accepted because of the producer's state."""
         if self.state is ProducerState.BROKEN:
             return producer_broken(self.broken_by)
-        return ProducerClosed("the producer is closed: send within its `async with` block")
+        return ProducerClosed(
+            "the producer is closed: its `async with` block has ended, or aclose() was called"
+        )
 
     def has_room(self, size: int) -> bool:
         """Whether a record of this size would be accepted at once."""

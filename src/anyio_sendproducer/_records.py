@@ -63,7 +63,8 @@ class ProducerRecord(Generic[K, V]):
             Kafka's Java client). They distribute records without a key over the partitions, and may
             send several consecutive records to the same partition.
         timestamp_ms: milliseconds since 1970-01-01 UTC. None stands for the time of sending.
-        headers: pairs of a str and bytes, in order. Several headers may have the same name.
+        headers: pairs of a str and bytes, in order. Several headers may have the same name. A list
+            is stored as a tuple.
     """
 
     topic: str

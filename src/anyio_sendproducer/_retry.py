@@ -10,6 +10,8 @@ failure to raise.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import random
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
@@ -36,7 +38,63 @@ DeadLetter = str | Callable[[DeliveryError], Awaitable[object]]
 #: A pause is random, between this share of the backoff and the whole, so that many tasks do not
 #: retry at the same time.
 _SHORTEST_PAUSE: Final = 0.5
+#: A dead letter is sent again even if it may already be written.
+_ALL_BUT_PERSISTED: Final = frozenset({Persistence.NOT_PERSISTED, Persistence.POSSIBLY_PERSISTED})
 _random = random.Random()  # noqa: S311  # not for cryptography
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Attempts:
+    """How often to try, and the pauses in seconds."""
+
+    count: int
+    backoff: float
+    max_backoff: float
+    #: The persistence of the failures after which another attempt is made.
+    retried: frozenset[Persistence]
+
+    async def send(
+        self,
+        producer: SendProducer,
+        record: ProducerRecord[Any, Any],
+        timeout: float | timedelta | None,
+        until: float = math.inf,
+    ) -> RecordMetadata:
+        """Send a record, and retry if another attempt may succeed and may start before ``until``,
+        by the producer's clock. See :func:`send_with_retry`."""
+        clock = producer._engine.clock
+        pause = self.backoff
+        error: DeliveryError | None = None
+        attempt = 0
+        while True:
+            try:
+                return await producer.send(record, timeout=timeout)
+            except DeliveryError as failure:
+                # Keep the error of an attempt that may have written the record.
+                if error is None or error.persistence is Persistence.NOT_PERSISTED:
+                    error = failure
+                is_permanent = isinstance(failure, (RecordRejected, SerializationFailed))
+                if is_permanent or failure.persistence not in self.retried:
+                    break
+            except SendProducerError as refusal:  # the producer was closed, for example
+                if error is None:
+                    raise
+                add_note(error, f"another attempt was not possible: {refusal}")
+                break
+            attempt += 1
+            pause = min(pause, self.max_backoff)
+            seconds = pause * _random.uniform(_SHORTEST_PAUSE, 1)
+            if attempt == self.count or clock.now() + seconds >= until:
+                attempt -= 1
+                break
+            await clock.sleep(seconds)
+            pause *= 2
+        if attempt:
+            add_note(error, f"{attempt + 1} attempts were made")
+        try:
+            raise error
+        finally:
+            del error  # its traceback refers to this frame
 
 
 @overload
@@ -91,7 +149,7 @@ async def send_with_retry(
     Args:
         producer: the producer.
         record: the record to send.
-        attempts: the largest number of attempts.
+        attempts: the largest number of attempts to send the record, and to send its dead letter.
         backoff: the pause after the first attempt, as seconds or a ``timedelta``. The pause doubles
             after each further attempt. Each pause is shortened at random, by up to half of its
             length.
@@ -101,8 +159,10 @@ async def send_with_retry(
         timeout: how long each attempt may take, as for :meth:`SendProducer.send`. None stands for
             ``delivery_timeout``.
         dead_letter: how to handle the record after the last failure. With the name of a topic, the
-            same producer sends the :func:`dead_letter_record` to this topic once. An async callable
-            gets the error. With None, the error is raised.
+            same producer sends the :func:`dead_letter_record` to this topic. It makes another
+            attempt even if the dead letter may already be written, but starts no attempt later than
+            ``delivery_timeout`` after the first. An async callable gets the error. With None, the
+            error is raised.
 
     Returns:
         The metadata of the written record; None if the record became a dead letter.
@@ -127,48 +187,32 @@ async def send_with_retry(
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
     check_is_record(record)
     check_count("attempts", attempts)
-    pause = seconds_of("backoff", backoff, zero=True)
-    longest = seconds_of("max_backoff", max_backoff, zero=True)
     retried = {Persistence.NOT_PERSISTED}
     if retry_possibly_persisted:
         retried.add(Persistence.POSSIBLY_PERSISTED)
-    error: DeliveryError | None = None
-    attempt = 0
-    for attempt in range(attempts):
-        if attempt:
-            pause = min(pause, longest)
-            await producer._engine.clock.sleep(pause * _random.uniform(_SHORTEST_PAUSE, 1))
-            pause *= 2
-        try:
-            return await producer.send(record, timeout=timeout)
-        except DeliveryError as failure:
-            # Keep the error of an attempt that may have written the record.
-            if error is None or error.persistence is Persistence.NOT_PERSISTED:
-                error = failure
-            is_permanent = isinstance(failure, (RecordRejected, SerializationFailed))
-            if is_permanent or failure.persistence not in retried:
-                break
-        except SendProducerError as refusal:  # the producer was closed, for example
-            if error is None:
-                raise
-            add_note(error, f"another attempt was not possible: {refusal}")
-            break
-    failed = cast("DeliveryError", error)
-    if attempt:
-        add_note(failed, f"{attempt + 1} attempts were made")
+    policy = _Attempts(
+        attempts,
+        seconds_of("backoff", backoff, zero=True),
+        seconds_of("max_backoff", max_backoff, zero=True),
+        frozenset(retried),
+    )
     try:
-        if dead_letter is not None and await _put_aside(producer, dead_letter, failed):
-            return None
-        raise failed
-    finally:
-        del error, failed  # their tracebacks refer to this frame
+        return await policy.send(producer, record, timeout)
+    except DeliveryError as error:
+        if dead_letter is None or not await _put_aside(producer, dead_letter, error, policy):
+            raise
+        return None
 
 
-async def _put_aside(producer: SendProducer, dead_letter: DeadLetter, error: DeliveryError) -> bool:
+async def _put_aside(
+    producer: SendProducer, dead_letter: DeadLetter, error: DeliveryError, policy: _Attempts
+) -> bool:
     """Put a record aside after its last failure. Returns: whether that worked."""
     try:
         if isinstance(dead_letter, str):
-            await producer.send(dead_letter_record(error, dead_letter))
+            until = producer._engine.clock.now() + producer._engine.settings.delivery_timeout
+            again = dataclasses.replace(policy, retried=_ALL_BUT_PERSISTED)
+            await again.send(producer, dead_letter_record(error, dead_letter), None, until)
         else:
             await dead_letter(error)
     except Exception as failure:  # noqa: BLE001  # the record's own error is raised, with this note

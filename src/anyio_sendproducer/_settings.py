@@ -166,7 +166,8 @@ class ProducerSettings:
             effect.
         start_timeout: the longest time that the start may take. For a client that is opened in the
             background, this is the longest time of one attempt to connect.
-        close_timeout: the longest time that a clean exit may take to deliver accepted records.
+        close_timeout: the longest time that a clean exit may take to deliver accepted records. A
+            tenth of it, at most 0.5 s, is reserved for closing the client.
         cancel_timeout: the longest time that an exit after an exception or a cancellation may take.
             If the client library hangs, the exit takes about 5 s more. ``cancel_timeout`` also
             bounds the abort of a transaction.

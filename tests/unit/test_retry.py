@@ -274,13 +274,61 @@ async def test_a_dead_letter_says_that_an_attempt_may_be_written(
 async def test_if_the_dead_letter_fails_the_error_of_the_record_is_raised(
     producer: SendProducer, fake: FakeDriver
 ) -> None:
-    fake.judge = in_turn(factories.rejected, possibly_persisted)
+    fake.judge = in_turn(factories.rejected, factories.rejected)
     with raising(RecordRejected) as caught:
         await send_with_retry(producer, record(), dead_letter="dead")
     assert caught.value.record.topic == "t"
     (note,) = notes(caught.value)
-    assert note.startswith("the dead letter failed, too: anyio_sendproducer.DeliveryError: ")
+    assert note.startswith("the dead letter failed, too: anyio_sendproducer.RecordRejected: ")
     assert len(fake.submitted) == 2
+
+
+async def test_a_dead_letter_is_retried_even_if_it_may_be_written(
+    producer: SendProducer, fake: FakeDriver, clock: RecordingClock
+) -> None:
+    """Otherwise one temporary failure, such as a client that is replaced, would cost both."""
+    fake.judge = in_turn(possibly_persisted, possibly_persisted, not_persisted)
+    assert await send_with_retry(producer, record(), attempts=3, dead_letter="dead") is None
+    assert [one.topic for one in fake.submitted] == ["t", "dead", "dead", "dead"]
+    assert len(clock.pauses) == 2
+
+
+async def test_a_dead_letter_has_as_many_attempts_as_its_record(
+    producer: SendProducer, fake: FakeDriver
+) -> None:
+    fake.judge = in_turn(*[not_persisted] * 4)
+    with raising(DeliveryError) as caught:
+        await send_with_retry(producer, record(), attempts=2, dead_letter="dead")
+    assert [one.topic for one in fake.submitted] == ["t", "t", "dead", "dead"]
+    first, second = notes(caught.value)
+    assert first == "2 attempts were made"
+    assert second.startswith("the dead letter failed, too: anyio_sendproducer.DeliveryError: ")
+
+
+async def test_no_attempt_at_a_dead_letter_starts_after_its_delivery_timeout(
+    settings: ProducerSettings, clock: RecordingClock
+) -> None:
+    """So an outage delays the caller by two delivery_timeouts at most after the last attempt."""
+    fake = FakeDriver(manual=True)
+    settings = settings.evolve(delivery_timeout=20.0)
+    async with clock.open(settings, driver=fake) as producer, task_group() as tasks:
+        call = Call(
+            tasks, lambda: send_with_retry(producer, record(), attempts=9, dead_letter="dead")
+        )
+        await taken(fake, 1)
+        fake.fail(possibly_persisted)
+        await taken(fake, 2)
+        clock.advance(15)
+        await quiet()
+        fake.fail(possibly_persisted)
+        await taken(fake, 3)
+        clock.advance(6)
+        await quiet()
+        assert call.running
+        fake.fail(possibly_persisted)
+        await call.wait()
+    assert isinstance(call.error, DeliveryError)
+    assert [one.topic for one in fake.submitted] == ["t", "dead", "dead"]
 
 
 async def test_dead_letter_may_be_a_callable(producer: SendProducer, fake: FakeDriver) -> None:

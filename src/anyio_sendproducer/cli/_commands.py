@@ -437,7 +437,9 @@ def check(
 def broker(*, port: int | None) -> int:
     """Run a broker for experiments on this machine until the command is stopped.
 
-    The broker stores its data in memory. This command needs the extra 'embedded'.
+    The broker stores its data in memory. After a restart, all records are lost, and records of
+    producers that are still open may fail. In Python, embedded_broker() of
+    anyio_sendproducer.testing can also pause the broker. This command needs the extra 'embedded'.
     """
     return _broker.run(port)
 
