@@ -337,7 +337,7 @@ class Bridge:
         # If the pump has not taken earlier events, queue these behind them.
         return () if events and has_untaken and self._put_events(events) else events
 
-    def reopen(self, error: BaseException, buffered_bytes: int) -> None:
+    def reopen(self, error: BaseException, buffered_bytes: int, fruitless: int) -> None:
         """Replace the client. :class:`GenerationEnded` will follow, and then, when the cluster
         answers, :class:`ClientOpened`. Without a thread, :class:`DriverCrashed` follows if the next
         client can't be opened at once: a pause before a further attempt would stop the event loop.
@@ -345,6 +345,8 @@ class Bridge:
         Args:
             error: why the client is given up.
             buffered_bytes: the bytes of the records that the client may have.
+            fruitless: how many replacements in a row, up to this client, delivered no record. The
+                thread pauses before it opens the next client, for longer the larger this number is.
         """
         self.generation += 1
         reopen = functools.partial(
@@ -352,6 +354,7 @@ class Bridge:
             error,
             self.generation,
             buffered_bytes,
+            0 if self.is_threadless else fruitless,
             retries=not self.is_threadless,
         )
         self._send_command(reopen)

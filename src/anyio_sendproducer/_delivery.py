@@ -328,7 +328,8 @@ class Statistics:
     as withdrawn instead."""
     is_connected: bool
     """Whether an open client reaches a broker, as far as the client knows. An idle client may not
-    notice that a connection is lost until it uses the connection again."""
+    notice that a connection is lost until it uses the connection again. False if the producer is
+    broken or closed."""
     generations: int
     """The number of clients so far: 1, plus 1 for each replacement."""
     hand_overs: int

@@ -41,7 +41,8 @@ T = TypeVar("T")
 
 _log = logging.getLogger("anyio_sendproducer")
 
-#: Seconds between the first two attempts to open a client in the background.
+#: Seconds between the first two attempts to open a client in the background, or before a client is
+#: opened after two in a row delivered no record.
 REOPEN_SECONDS: Final = 0.5
 
 #: The pause doubles after each attempt, up to this number of seconds.
@@ -279,7 +280,13 @@ class DriverThread:
             self.post(BatchSubmitted(submitted), urgent=not can_wait)
 
     def reopen(
-        self, error: BaseException, generation: int, buffered_bytes: int, *, retries: bool
+        self,
+        error: BaseException,
+        generation: int,
+        buffered_bytes: int,
+        fruitless: int,
+        *,
+        retries: bool,
     ) -> None:
         """Close the client by force, and open the next one; see
         :meth:`~anyio_sendproducer._bridge.Bridge.reopen`.
@@ -304,7 +311,12 @@ class DriverThread:
             return
         # Until an attempt to open the next client fails, records that time out have this reason. It
         # is copied, because the traceback of the error may keep the old client in memory.
-        self.open_error = None if last_error is None else SendProducerError(str(last_error))
+        reason = last_error or error if fruitless else last_error
+        self.open_error = None if reason is None else SendProducerError(str(reason))
+        if fruitless:
+            # Clients can be opened, but not used, for example because a permission is missing.
+            doublings = min(fruitless, 10) - 1
+            self.stopping.wait(min(REOPEN_SECONDS * 2**doublings, LONGEST_REOPEN_SECONDS))
         # A later client may refuse a setting for a while, for example a certificate whose file is
         # being replaced.
         self._open_repeatedly(generation, (ProducerFenced,) if retries else (SendProducerError,))

@@ -133,7 +133,9 @@ class Engine:
         """Take a snapshot of the figures."""
         return self.ledger.statistics(
             generations=self._replacement.generation,
-            is_connected=self.client in _OPEN and not self.bridge.is_disconnected(),
+            is_connected=self.client in _OPEN
+            and self.ledger.state is not ProducerState.BROKEN
+            and not self.bridge.is_disconnected(),
             hand_overs=self.bridge.hand_overs,
             wake_ups=self.bridge.wake_ups,
             client=self.bridge.metrics(),

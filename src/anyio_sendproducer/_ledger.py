@@ -750,6 +750,11 @@ class Ledger:
         return self._accepted
 
     @property
+    def delivered(self) -> int:
+        """How many records were delivered so far."""
+        return self._counts.delivered
+
+    @property
     def queued(self) -> int:
         """How many records are queued and not held."""
         return len(self._queue)

@@ -51,6 +51,11 @@ class Replacement:
         self._context = contextvars.copy_context()
         # The number of records that had been accepted when the last client was given up.
         self._accepted_before = 0
+        # The number of records that had been delivered then; -1 before the first time.
+        self._delivered_before = -1
+        # How many clients in a row were given up before they delivered a record; the first client
+        # does not count.
+        self._fruitless = 0
         #: The number of the client that was opened last. The first is 1.
         self.generation = 1
 
@@ -73,16 +78,22 @@ class Replacement:
             tasks: runs the look-up, if the settings must be completed again before.
         """
         self._accepted_before = self._ledger.accepted
+        delivered = self._ledger.delivered
+        self._fruitless = self._fruitless + 1 if delivered == self._delivered_before else 0
+        self._delivered_before = delivered
         if self._resolver.asks:
             # A transaction's task may call this.
             self._context.copy().run(tasks.start_soon, self._find_and_reopen, error)
         else:
-            self._bridge.reopen(error, self._ledger.in_flight_bytes)
+            self._reopen(error)
 
     async def _find_and_reopen(self, error: BaseException) -> None:
         await self._resolver.find_again()
         with self._bridge.step:
-            self._bridge.reopen(error, self._ledger.in_flight_bytes)
+            self._reopen(error)
+
+    def _reopen(self, error: BaseException) -> None:
+        self._bridge.reopen(error, self._ledger.in_flight_bytes, self._fruitless)
 
     def end_generation(self, error: BaseException) -> list[object]:
         """Fail the records of a client that is closed. Returns: the waiters to wake.

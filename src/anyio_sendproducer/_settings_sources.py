@@ -102,7 +102,7 @@ def from_mapping(given: object, fields: Mapping[str, object]) -> dict[str, Any]:
         elif _is_kafka_name(name):
             _add_kafka(arguments, key, name, value)
         else:
-            raise unknown(key, name, fields)
+            raise unknown(key, name, fields, is_table=isinstance(value, Mapping))
     return arguments.complete()
 
 
@@ -269,6 +269,8 @@ def unknown(
     fields: Iterable[str],
     spell: Callable[[str], str] = str,
     spell_property: Callable[[str], str] | None = None,
+    *,
+    is_table: bool = False,
 ) -> SettingsError:
     """The error for a name that is not a setting.
 
@@ -280,6 +282,7 @@ def unknown(
         fields: the names of the fields.
         spell: spells the name of a field in the way that the user writes names.
         spell_property: the same for a property of the client; None: ``properties={...}``.
+        is_table: whether the value is a table, which may contain the settings.
     """
     names = [*fields]
     as_property = spell_property or _as_keyword
@@ -295,6 +298,11 @@ def unknown(
         return SettingsError(f"{wrong}; did you mean {as_property(CLIENT_PROPERTIES[near])}?")
     if near is not None:
         return SettingsError(f"{wrong}; did you mean {spell(near)!r}?")
+    if is_table:
+        return SettingsError(
+            f"{wrong}, but a table: if it contains the settings, choose it with the argument "
+            "table, or with --config-table"
+        )
     known = ", ".join(map(spell, sorted(names)))
     example = as_property("linger.ms")
     return SettingsError(f"{wrong}: the settings are {known}; set a client property with {example}")

@@ -96,6 +96,7 @@ async def test_a_client_that_may_be_fenced_is_not_replaced(
         with pytest.raises(ZeroDivisionError):
             await fail()
         await until(lambda: producer.statistics().state == "broken")
+        assert not producer.statistics().is_connected  # so a readiness probe fails
         with raising(ProducerBroken, match="may have taken over") as caught:
             async with producer.transaction():
                 pass
@@ -318,6 +319,45 @@ async def test_a_request_that_waits_for_the_next_client_ends_if_the_producer_bre
         error = (await call.wait()).error
         assert isinstance(error, ProducerBroken)
         assert isinstance(error.__cause__, ProducerFenced)
+
+
+async def test_clients_that_deliver_nothing_are_replaced_after_growing_pauses(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example, the brokers accept each client, and then refuse its producer id."""
+    pauses: list[float] = []
+    async with open_send_producer(settings, driver=fake) as producer:
+        monkeypatch.setattr(producer._engine.bridge._worker.stopping, "wait", pauses.append)
+
+        async def break_until(generations: range) -> None:
+            for number in generations:
+                fake.break_client()
+                await until(generation(producer, number))
+
+        await break_until(range(2, 8))
+        assert pauses == [0.5, 1, 2, 4, 4]
+        await producer.send(record())
+        await break_until(range(8, 9))
+        assert pauses == [0.5, 1, 2, 4, 4]
+        await break_until(range(9, 10))
+        assert pauses == [0.5, 1, 2, 4, 4, 0.5]
+
+
+async def test_the_pause_before_the_next_client_names_its_reason_and_does_not_delay_closing(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_driver_thread, "REOPEN_SECONDS", 10 * PATIENCE)
+    monkeypatch.setattr(_driver_thread, "LONGEST_REOPEN_SECONDS", 10 * PATIENCE)
+    began = time.monotonic()
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.break_client()
+        await until(generation(producer, 2))
+        fake.break_client(SendProducerError("no permission to write"))
+        await until(lambda: len(fake.closed) == 2)
+        with raising(DeliveryTimeout, match="no permission to write"):
+            await producer.send(record(), timeout=0.01)
+    assert fake.opened == 2
+    assert time.monotonic() - began < PATIENCE
 
 
 async def test_closing_is_bounded_while_no_client_can_be_opened(

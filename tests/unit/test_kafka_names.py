@@ -240,7 +240,7 @@ def test_a_toml_file_may_have_kafkas_names(tmp_path: Path) -> None:
     ("mapping", "says"),
     [
         ({"close.timeout": 5}, "'close.timeout' is not a setting; did you mean 'close_timeout'?"),
-        ({"kafka": {"linger.ms": 5}}, "'kafka' is not a setting: the settings are"),
+        ({"kafka": {"linger.ms": 5}}, "'kafka' is not a setting, but a table"),
         ({"compresion.type": 5}, "'compresion.type' is not a setting; did you mean properties={'c"),
         ({"acks": 1, "properties": {"acks": 1}}, "'acks' and 'acks' are one setting; give one"),
         (

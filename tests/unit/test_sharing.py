@@ -170,7 +170,7 @@ async def test_a_client_hurries_as_soon_as_it_exists() -> None:
         gate = cast("Gated", bridge._worker).on_lingering
         bridge.hurry(True)
         gate.shut()
-        bridge.reopen(ConnectionError(), 0)
+        bridge.reopen(ConnectionError(), 0, 0)
         await at_gate(gate)
         assert driver.told == [True]
         bridge.hurry(True)
@@ -197,7 +197,7 @@ async def test_no_client_is_opened_after_the_end_has_started(ends: str) -> None:
     made = Bridge(current_loop(), make, time.monotonic)
     await made.open()
     with pytest.warns(ResourceWarning) if ends == "abandoned" else nullcontext():
-        made.reopen(ConnectionError(), 0)
+        made.reopen(ConnectionError(), 0, 0)
         await until(lambda: len(drivers) == 2)
         await made.stop(0)
     assert [driver.opened for driver in drivers] == [1, 0]

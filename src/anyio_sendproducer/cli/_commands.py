@@ -413,7 +413,7 @@ def check(
 
     The steps check the settings, the names of the brokers, a connection, TLS, the login, the
     cluster's description of itself, and a connection to each broker. The first step that fails
-    shows what is wrong and, if possible, what to do.
+    shows what is wrong and, if possible, what to do. Topics and permissions are not checked.
 
     With the driver confluent, the versions of the brokers are missing, because librdkafka does not
     report them.
