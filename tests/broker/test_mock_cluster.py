@@ -317,6 +317,27 @@ def test_a_cluster_that_does_not_start(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ended == ["client"]
 
 
+def test_a_cluster_that_has_ended() -> None:
+    """librdkafka would use memory that is freed, and crash the process."""
+    with mock_cluster() as cluster:
+        pass
+    calls: list[Callable[[], object]] = [
+        lambda: cluster.create_topic("orders"),
+        lambda: cluster.move("orders", 0, 1),
+        lambda: cluster.set_topic_error("orders", "NONE"),
+        lambda: cluster.answer_next(1, "NONE"),
+        lambda: cluster.answer_any("NONE"),
+        cluster.close_on,
+        cluster.forget_answers,
+        lambda: cluster.set_rtt(1, 1),
+        lambda: cluster.set_down(1),
+        lambda: cluster.set_up(1),
+    ]
+    for call in calls:
+        with pytest.raises(MockClusterError, match="the mock cluster has ended"):
+            call()
+
+
 def test_without_confluent_kafka_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "confluent_kafka", None)
     librdkafka.cache_clear()

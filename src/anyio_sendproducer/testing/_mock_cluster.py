@@ -116,6 +116,7 @@ class MockCluster:
     If the cluster answers a request with an error, it does not write the records of the request.
     Consumers see the records of a transaction before its commit. The cluster does not authenticate
     clients. It drops the oldest records of a partition that has more than 5 MiB or 100,000 batches.
+    After the ``with`` block, the methods that change the cluster raise :exc:`MockClusterError`.
 
     Attributes:
         brokers: the number of brokers.
@@ -130,6 +131,7 @@ class MockCluster:
     _down: set[int]
     _failing_topics: set[str]
     _answered: set[int]
+    _has_ended: bool
 
     def __init__(self, *_: NoReturn, **__: NoReturn) -> None:
         raise TypeError("MockCluster is made by `with mock_cluster() as cluster:`")
@@ -143,6 +145,7 @@ class MockCluster:
         self._down = set()
         self._failing_topics = set()
         self._answered = set()
+        self._has_ended = False
         self.brokers = brokers
         self.bootstrap_servers = self._library.rd_kafka_mock_cluster_bootstraps(handle).decode()
         return self
@@ -221,8 +224,8 @@ class MockCluster:
             ValueError: the name of the error is unknown.
         """
         code = error_code(error)
+        self._run("topic_set_error", topic.encode(), code)
         (self._failing_topics.add if code else self._failing_topics.discard)(topic)
-        self._library.rd_kafka_mock_topic_set_error(self._handle, topic.encode(), code)
 
     # --- answers -----------------------------------------------------------------------------
 
@@ -288,7 +291,7 @@ class MockCluster:
         check_count("times", times)
         key = request_key(api)
         errors = (ctypes.c_int * times)(*[code] * times)
-        self._library.rd_kafka_mock_push_request_errors_array(self._handle, key, times, errors)
+        self._run("push_request_errors_array", key, times, errors)
         self._answered.add(key)
 
     def forget_answers(self, api: str | int = "Produce") -> None:
@@ -299,7 +302,7 @@ class MockCluster:
             ValueError: the name of the request is unknown.
         """
         key = request_key(api)
-        self._library.rd_kafka_mock_clear_request_errors(self._handle, key)
+        self._run("clear_request_errors", key)
         self._answered.discard(key)
 
     # --- brokers -----------------------------------------------------------------------------
@@ -358,7 +361,7 @@ class MockCluster:
         self._call(name, broker, *arguments)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        error = getattr(self._library, f"rd_kafka_mock_{name}")(self._handle, *arguments)
+        error = self._run(name, *arguments)
         if error:
             said = ", ".join(
                 one.decode() if isinstance(one, bytes) else repr(one) for one in arguments
@@ -367,6 +370,11 @@ class MockCluster:
                 f"the mock cluster of {self.brokers} broker(s) refused {name}({said}): "
                 f"librdkafka's error {error}"
             )
+
+    def _run(self, name: str, *arguments: Any) -> Any:
+        if self._has_ended:  # its memory is freed, so librdkafka would crash the process
+            raise MockClusterError("the mock cluster has ended with its `with` block")
+        return getattr(self._library, f"rd_kafka_mock_{name}")(self._handle, *arguments)
 
 
 @contextmanager
@@ -409,9 +417,11 @@ def mock_cluster(brokers: int = 1) -> Generator[MockCluster, None, None]:
         handle = library.rd_kafka_mock_cluster_new(client, brokers)
         if not handle:
             raise MockClusterError("the mock cluster did not start: librdkafka gives no reason")
+        cluster = MockCluster._create(handle, brokers)  # pyright: ignore[reportPrivateUsage]
         try:
-            yield MockCluster._create(handle, brokers)  # pyright: ignore[reportPrivateUsage]
+            yield cluster
         finally:
+            cluster._has_ended = True  # pyright: ignore[reportPrivateUsage]
             library.rd_kafka_mock_cluster_destroy(handle)
     finally:
         library.rd_kafka_destroy(client)
