@@ -391,3 +391,12 @@ def test_names_that_do_not_exist() -> None:
         request_key("produce")
     with pytest.raises(ValueError, match="no request 'xyz': Produce, Fetch, "):
         request_key("xyz")
+
+
+@pytest.mark.parametrize("number", [2**16, -(2**15) - 1, 6.0, True, None])
+def test_numbers_of_errors_and_requests_are_checked(cluster: MockCluster, number: Any) -> None:
+    """ctypes would take 65,536 as 0, which is the number of Produce."""
+    with pytest.raises(ValueError, match=f"the error must be an int of 16 bits: {number!r}"):
+        cluster.answer_any(number)
+    with pytest.raises(ValueError, match=f"the request must be an int of 16 bits: {number!r}"):
+        cluster.close_on(api=number)

@@ -171,6 +171,7 @@ def error_code(error: str | int) -> int:
 
     Raises:
         ValueError: the name is unknown; the message suggests the closest name, or lists the names.
+            Or the number is not an int of 16 bits.
     """
     return _number("error", error, ERRORS)
 
@@ -180,13 +181,17 @@ def request_key(request: str | int) -> int:
 
     Raises:
         ValueError: the name is unknown; the message suggests the closest name, or lists the names.
+            Or the number is not an int of 16 bits.
     """
     return _number("request", request, REQUESTS)
 
 
 def _number(kind: str, given: str | int, known: Mapping[str, int]) -> int:
     if not isinstance(given, str):
-        return int(given)
+        # The protocol has 16 bits for it. ctypes would drop the others, which makes another number.
+        if type(given) is not int or not -(2**15) <= given < 2**15:
+            raise ValueError(f"the number of the {kind} must be an int of 16 bits: {given!r:.40}")
+        return given
     number = known.get(given)
     if number is None:
         folded = {name.lower(): name for name in known}
