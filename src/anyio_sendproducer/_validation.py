@@ -164,11 +164,14 @@ def _check_number(
     record: ProducerRecord[Any, Any], field: str, number: object, largest: int
 ) -> None:
     if not isinstance(number, int) or isinstance(number, bool):
+        kind, said = type(number).__name__, shown(number)
         raise _rejected(
-            record, f"{field} must be an int or None, not {type(number).__name__}: {number!r:.40}"
+            record,
+            f"{field} must be an int or None, not {kind}" + ("" if said == kind else f": {said}"),
         )
     if not 0 <= number <= largest:
-        raise _rejected(record, f"{field} must be from 0 to {largest}, not {number}")
+        said = shown(plain(number)) if abs(number) < 10**30 else "an int with more than 30 digits"
+        raise _rejected(record, f"{field} must be from 0 to {largest}, not {said}")
 
 
 def _check_headers(record: ProducerRecord[Any, Any]) -> tuple[int, bool]:

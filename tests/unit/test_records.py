@@ -41,6 +41,11 @@ class Partition(enum.IntEnum):
     FIRST = 1
 
 
+class Unreadable:
+    def __repr__(self) -> str:
+        raise RuntimeError("its text cannot be read")
+
+
 class Content(bytes):
     def __repr__(self) -> str:
         return "a secret"
@@ -163,6 +168,10 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], list[str]]] = [
     ("partition True", {"partition": True}, ["partition must be an int or None", "bool: True"]),
     ("partition a str", {"partition": "1"}, ["partition must be an int or None", "str: '1'"]),
     ("partition a float", {"partition": 1.0}, ["partition must be an int", "float: 1.0"]),
+    ("partition a list", {"partition": [10**5000]}, ["partition must be an int or None, not list"]),
+    ("partition without a repr", {"partition": Unreadable()}, ["partition", "not Unreadable"]),
+    ("partition that Python can't show", {"partition": 10**5000}, ["partition must be from 0"]),
+    ("time that Python can't show", {"timestamp_ms": -(10**5000)}, ["timestamp_ms must be from 0"]),
     ("negative time", {"timestamp_ms": -1}, ["timestamp_ms must be from 0", "not -1"]),
     ("time too large", {"timestamp_ms": 2**63}, ["timestamp_ms must be", f"not {2**63}"]),
     ("time a float", {"timestamp_ms": 1.5}, ["timestamp_ms must be an int", "float: 1.5"]),
