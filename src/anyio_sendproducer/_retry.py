@@ -80,6 +80,7 @@ class _Attempts:
                 if error is None:
                     raise
                 add_note(error, f"another attempt was not possible: {refusal}")
+                attempt -= 1
                 break
             attempt += 1
             pause = min(pause, self.max_backoff)
