@@ -175,9 +175,10 @@ async def send_with_retry(
             note says why.
         SettingsError: an argument is wrong.
         SendProducerError: any other error of :meth:`SendProducer.send` in the first attempt.
-        TypeError: ``record`` is not a ProducerRecord, or ``producer`` is not a SendProducer but,
-            for example, a :class:`Transaction`. In a transaction, a failed record aborts the
-            transaction, so repeat the whole transaction instead of the record.
+        TypeError: ``record`` is not a ProducerRecord, ``dead_letter`` is neither a str nor a
+            callable, or ``producer`` is not a SendProducer but, for example, a
+            :class:`Transaction`. In a transaction, a failed record aborts the transaction, so
+            repeat the whole transaction instead of the record.
 
     Cancellation ends the attempt or the pause, and the record does not become a dead letter. During
     an attempt, cancellation has the effect that :meth:`SendProducer.send` describes. During a
@@ -187,6 +188,11 @@ async def send_with_retry(
     if not isinstance(cast("object", producer), SendProducer):
         raise TypeError(f"producer must be a SendProducer, not {type(producer).__name__}")
     check_is_record(record)
+    if not (dead_letter is None or isinstance(dead_letter, str) or callable(dead_letter)):
+        raise TypeError(
+            "dead_letter must be the name of a topic, an async callable or None, "
+            f"not {type(dead_letter).__name__}"
+        )
     check_count("attempts", attempts)
     retried = {Persistence.NOT_PERSISTED}
     if retry_possibly_persisted:

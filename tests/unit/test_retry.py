@@ -366,6 +366,8 @@ async def test_wrong_arguments(settings: ProducerSettings, fake: FakeDriver) -> 
                 await send_with_retry(producer, record(), **wrong)
         with raising(TypeError, match="expected a ProducerRecord, not str"):
             await send_with_retry(producer, cast("Any", "orders"))
+        with raising(TypeError, match="dead_letter must be the name of a topic, .*, not bytes"):
+            await send_with_retry(producer, record(), dead_letter=cast("Any", b"dead"))
         async with producer.transaction() as tx:
             with raising(TypeError, match="must be a SendProducer, not Transaction"):
                 await send_with_retry(cast("SendProducer", tx), record())
