@@ -15,6 +15,7 @@ facts for kinds of events that no observer wants.
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
@@ -382,7 +383,9 @@ class Observation:
             self._end_batch(batch, error=error)
             raise
         finally:
-            _batch.reset(token)
+            # If the garbage collector closes the coroutine, this may run in another context.
+            with contextlib.suppress(ValueError):
+                _batch.reset(token)
         self._end_batch(batch, outcomes)
         return outcomes
 

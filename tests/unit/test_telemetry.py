@@ -604,6 +604,23 @@ async def test_an_event_after_the_end_is_observed_as_all_others(
     assert seen[ended:] == [(BatchEnded, "opener", threading.get_ident())] * 2
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])  # Trio allows no send()
+async def test_a_call_that_is_closed_in_another_context(
+    settings: ProducerSettings, recorder: Recorder
+) -> None:
+    """As by the garbage collector, which would print an error of the context variable."""
+    fake = FakeDriver(manual=True)
+    async with open_send_producer(settings, driver=fake, observers=[recorder]) as producer:
+        call = producer.send_many([record(b"1"), record(b"2")])
+        contextvars.copy_context().run(call.send, None)
+        await taken(fake, 2)
+        call.close()
+        fake.acknowledge()
+    (ended,) = recorder.of(BatchEnded)
+    assert ended.cancelled
+    assert producer.statistics().abandoned == 2
+
+
 @pytest.mark.parametrize("most", [3, 1000])
 async def test_a_call_with_more_records_than_room(
     settings: ProducerSettings, fake: FakeDriver, numbering: Numbering, most: int
