@@ -161,8 +161,10 @@ class DeliveryError(SendProducerError):
         self.persistence: Persistence = persistence
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own __reduce__ would call the class with the message alone.
-        return (_remake, (type(self), str(self), self.record, self.persistence))
+        # Exception's own __reduce__ would call the class with the message alone. The third item
+        # has the notes.
+        arguments = (type(self), str(self), self.record, self.persistence)
+        return (_remake, arguments, self.__dict__)
 
     def __str__(self) -> str:
         return str(self.args[0])

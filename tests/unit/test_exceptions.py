@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import pickle
 import re
@@ -34,6 +35,7 @@ from anyio_sendproducer import (
     UndeliveredRecords,
     _exceptions,
 )
+from anyio_sendproducer._exceptions import add_note
 
 RECORD = ProducerRecord("orders", b"v", b"k", headers=[("h", b"x")])
 OTHERS: dict[str, type[Exception]] = {
@@ -148,6 +150,13 @@ def test_a_pickled_exception_keeps_its_record(
     assert str(error) == "not today"
     assert error.record == RECORD
     assert error.persistence is persistence
+
+
+def test_a_copied_or_pickled_exception_keeps_its_notes() -> None:
+    error = failure()
+    add_note(error, "3 attempts were made")
+    for other in (copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert other.__dict__ == error.__dict__
 
 
 def test_a_pickled_multi_delivery_error_keeps_its_parts() -> None:
