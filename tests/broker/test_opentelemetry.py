@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import inspect
 import re
 import subprocess
@@ -1147,6 +1148,19 @@ def test_without_opentelemetry_the_extra_is_named(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "opentelemetry", None)
     with pytest.raises(SettingsError, match=r'pip install "\.\[otel\]"'):
         OpenTelemetryObserver()
+
+
+def test_the_package_need_not_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files may be in another program's archive, without the metadata of a distribution."""
+    version = importlib.metadata.version
+
+    def not_installed(name: str) -> str:
+        if name == "anyio-sendproducer":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_installed)
+    assert OpenTelemetryObserver().injects
 
 
 def test_the_names_agree_with_the_conventions() -> None:

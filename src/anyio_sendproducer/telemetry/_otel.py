@@ -8,6 +8,7 @@ Spans and metrics have the URL of their schema, so that a collector can translat
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
@@ -132,7 +133,9 @@ class OpenTelemetryObserver:
         # Not at the top: importlib.metadata imports the parser of e-mail, which takes time.
         import importlib.metadata
 
-        version = importlib.metadata.version("anyio-sendproducer")
+        version = ""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # not installed by pip
+            version = importlib.metadata.version("anyio-sendproducer")
         self._trace = trace
         self._tracer = trace.get_tracer(_NAME, version, tracer_provider, SCHEMA_URL)
         #: Whether the observer adds headers; see :class:`Injector`.
