@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import math
 import os
@@ -132,6 +133,55 @@ async def test_nothing_is_left_after_a_cancellation_of_the_start(
         async with embedded_broker():
             pytest.fail("it was cancelled")
     assert is_gone(pids[0])
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_nothing_is_left_if_asyncio_cancels_the_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """asyncio's own task.cancel() ignores the shield of a cancel scope."""
+    processes: list[anyio.abc.Process] = []
+    open_process = anyio.open_process
+
+    async def cancelled(*arguments: Any, **options: Any) -> anyio.abc.Process:
+        processes.append(await open_process(*arguments, **options))
+        task.cancel()
+        return processes[0]
+
+    async def start() -> None:
+        async with embedded_broker():
+            pytest.fail("it was cancelled")
+
+    monkeypatch.setattr(anyio, "open_process", cancelled)
+    task = asyncio.ensure_future(start())
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert is_gone(processes[0].pid)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_nothing_is_left_if_asyncio_cancels_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The broker is paused, so that only SIGKILL ends it."""
+    monkeypatch.setattr(_broker, "_TERMINATE_TIMEOUT", 600)
+    processes: list[anyio.abc.Process] = []
+
+    async def run() -> None:
+        async with embedded_broker() as broker:
+            processes.append(broker._started.process)
+            broker.pause()
+            terminate = processes[0].terminate
+
+            def cancelled() -> None:
+                terminate()
+                task.cancel()
+
+            monkeypatch.setattr(processes[0], "terminate", cancelled)
+
+    task = asyncio.ensure_future(run())
+    await asyncio.wait([task])
+    assert task.cancelled()
+    with anyio.fail_after(60):
+        assert await processes[0].wait() == -signal.SIGKILL
 
 
 async def test_a_connected_client_does_not_delay_the_end(

@@ -350,13 +350,14 @@ async def _spawn(binary: str, log: Path, port: int, cluster_id: str) -> _Started
     ]
     environment = {name: os.environ[name] for name in INHERITED if name in os.environ}
     environment["NO_COLOR"] = "1"  # error messages quote the output
-    # A file, not a pipe, so that a broker that prints a lot never blocks.
-    async with await anyio.open_file(log, "wb") as output:
+    # A file, not a pipe, so that a broker that prints a lot never blocks. It is not asynchronous,
+    # because asyncio's own task.cancel() could then come before the process is known.
+    with log.open("wb") as output:
         try:
             process = await anyio.open_process(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=output.wrapped,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 cwd=log.parent,
                 env=environment,
@@ -407,12 +408,14 @@ async def _stop(started: _Started) -> None:
     """End the process if it runs, and reap it, also if the caller is cancelled."""
     process = started.process
     with anyio.CancelScope(shield=True):
-        with contextlib.suppress(ProcessLookupError):
-            process.terminate()
-        with anyio.move_on_after(_TERMINATE_TIMEOUT):
-            await process.wait()
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        try:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+            with anyio.move_on_after(_TERMINATE_TIMEOUT):
+                await process.wait()
+        finally:  # also after asyncio's own task.cancel(), which ignores the shield
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
         await process.wait()
 
 
