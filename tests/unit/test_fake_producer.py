@@ -566,6 +566,20 @@ def test_a_wrong_number_of_records_is_refused_and_none_is_lost(count: Any) -> No
     assert driver.acknowledge() == 2
 
 
+def test_a_wrong_selection_of_records_is_refused() -> None:
+    """Otherwise a topic of bytes would select no record, without an error."""
+    driver = FakeDriver(manual=True)
+    for wrong, says in (
+        ({"topic": b"t"}, "topic must be a str or None, not bytes"),
+        ({"where": "t"}, "where must be callable, not str"),
+    ):
+        arguments = cast("Any", wrong)
+        with pytest.raises(TypeError, match=says):
+            driver.acknowledge(**arguments)
+        with pytest.raises(TypeError, match=says):
+            driver.fail(factories.rejected, **arguments)
+
+
 # --- failures of each kind -----------------------------------------------------------------------
 
 

@@ -28,7 +28,7 @@ from ..drivers import (
     choose_partition,
     serialize_record,
 )
-from ._checks import check_callable, check_count
+from ._checks import check_callable, check_count, check_topic
 from ._fake_cluster import FakeTopics, FakeTransactions
 
 __all__ = ["FakeDriver", "Gate"]
@@ -388,6 +388,7 @@ class FakeDriver:
             The number of records that were acknowledged or failed.
 
         Raises:
+            TypeError: ``topic`` is not a str, or ``where`` is not callable.
             ValueError: ``count`` is neither None nor an int of 0 or more.
             BaseException: an exception that ``judge`` or ``where`` raises. The records stay
                 pending.
@@ -422,7 +423,7 @@ class FakeDriver:
             The number of records that failed.
 
         Raises:
-            TypeError: ``error`` is not callable.
+            TypeError: ``error`` or ``where`` is not callable, or ``topic`` is not a str.
             ValueError: ``count`` is neither None nor an int of 0 or more.
             BaseException: an exception that ``error`` or ``where`` raises. The records stay
                 pending.
@@ -456,6 +457,9 @@ class FakeDriver:
     ) -> list[tuple[Any, ProducerRecord[Any, Any]]]:
         if count is not None:
             check_count("count", count, 0)
+        check_topic(topic)
+        if where is not None:
+            check_callable("where", where)
         if topic is None and where is None:
             matching = self._under_way[:count]
             del self._under_way[: len(matching)]

@@ -194,6 +194,7 @@ class FakeProducer:
             of the records continues only after the calling task has yielded to the event loop.
 
         Raises:
+            TypeError: ``topic`` is not a str, or ``where`` is not callable.
             ValueError: ``count`` is neither None nor an int of 0 or more.
             BaseException: an exception that :attr:`answer` or ``where`` raises. The records stay
                 pending.
@@ -222,7 +223,7 @@ class FakeProducer:
             after the calling task has yielded to the event loop.
 
         Raises:
-            TypeError: ``error`` is not callable.
+            TypeError: ``error`` or ``where`` is not callable, or ``topic`` is not a str.
             ValueError: ``count`` is neither None nor an int of 0 or more.
             BaseException: an exception that ``error`` or ``where`` raises. The records stay
                 pending.
