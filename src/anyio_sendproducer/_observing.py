@@ -294,18 +294,20 @@ class Observation:
             self._logged_errors[kind] = (last, more + 1)
             return
         self._logged_errors[kind] = (now, 0)
-        _log.error(
-            "%s.%s() raised; records are not affected (%d more such errors were not logged)",
-            type(observer).__name__,
-            method,
-            more,
-            exc_info=error,
-            extra={
-                "error.type": kind[2],
-                "anyio_sendproducer.observer": type(observer).__qualname__,
-                "anyio_sendproducer.count": more,
-            },
-        )
+        # A log handler may raise, too. An observer that logs may have failed for the same reason.
+        with contextlib.suppress(Exception):
+            _log.error(
+                "%s.%s() raised; records are not affected (%d more such errors were not logged)",
+                type(observer).__name__,
+                method,
+                more,
+                exc_info=error,
+                extra={
+                    "error.type": kind[2],
+                    "anyio_sendproducer.observer": type(observer).__qualname__,
+                    "anyio_sendproducer.count": more,
+                },
+            )
 
     # --- records -----------------------------------------------------------------------------
 

@@ -875,6 +875,33 @@ async def test_an_error_of_an_observer_harms_no_record(
     }
 
 
+async def test_an_observer_and_the_log_handler_of_its_errors_may_both_raise(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a LoggingObserver, if the handler of all loggers raises."""
+    handled: list[str] = []
+
+    class FaultyHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            handled.append(record.name)
+            raise OSError("disk full")
+
+    logger = logging.getLogger("anyio_sendproducer")
+    monkeypatch.setattr(logger, "handlers", [FaultyHandler()])
+    monkeypatch.setattr(logger, "level", logging.INFO)
+    monkeypatch.setattr(logger, "propagate", False)
+    observers: list[telemetry.Observer] = [
+        telemetry.LoggingObserver(),
+        Faulty(ValueError("of the observer")),
+    ]
+    async with open_send_producer(settings, driver=fake, observers=observers) as producer:
+        for _ in range(3):
+            await producer.send(record())
+        assert producer.statistics().state == "open"
+    assert producer.statistics().delivered == 3
+    assert {*handled} == {"anyio_sendproducer.events", "anyio_sendproducer.telemetry"}
+
+
 async def test_repeated_errors_are_logged_again_after_a_while(
     settings: ProducerSettings,
     fake: FakeDriver,
