@@ -25,6 +25,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar, cast
 
 import anyio
@@ -453,14 +454,16 @@ class Bridge:
             await anyio.lowlevel.cancel_shielded_checkpoint()
         for thread in threads:
             if thread.is_alive():
-                _log.error(
-                    "the thread %s did not end: it hangs in the client library, or in a serializer "
-                    "or another function that you passed, and keeps running",
-                    thread.name,
-                    extra={"thread.name": thread.name},
-                )
+                with suppress(Exception):  # a log handler may raise
+                    _log.error(
+                        "the thread %s did not end: it hangs in the client library, or in a "
+                        "serializer or another function that you passed, and keeps running",
+                        thread.name,
+                        extra={"thread.name": thread.name},
+                    )
         if not is_closing.is_set():
-            _log.error("the client was not closed: no thread ran to close it")
+            with suppress(Exception):  # a log handler may raise
+                _log.error("the client was not closed: no thread ran to close it")
 
     def _collect(self) -> None:
         """Handle a wake-up of the event loop: take the posted events."""

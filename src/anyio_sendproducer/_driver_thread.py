@@ -15,6 +15,7 @@ import queue
 import threading
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Generic, TypeVar, cast
 
 from ._delivery import Entry
@@ -96,12 +97,13 @@ def has_started(thread: threading.Thread) -> bool:
     try:
         thread.start()
     except RuntimeError as error:
-        _log.error(
-            "the thread %s could not be started: %s",
-            thread.name,
-            error,
-            extra={"thread.name": thread.name, "error.type": error_type(error)},
-        )
+        with suppress(Exception):  # a log handler may raise
+            _log.error(
+                "the thread %s could not be started: %s",
+                thread.name,
+                error,
+                extra={"thread.name": thread.name, "error.type": error_type(error)},
+            )
         return False
     return True
 
@@ -347,12 +349,13 @@ class DriverThread:
                 return
             except SendProducerError as failure:
                 self.open_error = failure
-                _log.warning(
-                    "no %sclient could be opened; trying again: %s",
-                    "" if generation == 1 else "new ",
-                    failure,
-                    extra={"error.type": error_type(failure)},
-                )
+                with suppress(Exception):  # a log handler may raise
+                    _log.warning(
+                        "no %sclient could be opened; trying again: %s",
+                        "" if generation == 1 else "new ",
+                        failure,
+                        extra={"error.type": error_type(failure)},
+                    )
                 self.close_driver(0)
                 self.stopping.wait(pause)
                 pause = min(2 * pause, LONGEST_REOPEN_SECONDS)

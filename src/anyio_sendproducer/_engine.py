@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from threading import get_ident
 from typing import Final
@@ -388,9 +388,10 @@ class Engine:
         before = self.ledger.broken_by
         # Tasks that wait for metadata must wake up: they check the ledger's state, and raise.
         self.loop.wake([*self.ledger.mark_broken(error), *self._requeue_held()])
-        if self.ledger.broken_by is not before:  # last, because a log handler may raise
+        if self.ledger.broken_by is not before:
             message, extra = "the producer broke: %s", {"error.type": error_type(error)}
-            _log.error(message, describe(error), exc_info=bug, extra=extra)
+            with suppress(Exception):  # a log handler may raise, which must not end the pump
+                _log.error(message, describe(error), exc_info=bug, extra=extra)
         return ()
 
     # --- topics without metadata -------------------------------------------------------------
@@ -453,12 +454,11 @@ class Engine:
         self.client = _REOPENING
         with self.step:
             self._replacement.begin(error, self._tasks)
-        # Last, because a log handler may raise.
-        _log.warning(
-            "the client is given up, and another one is opened: %s",
-            error,
-            extra={"error.type": error_type(error), "anyio_sendproducer.generation": generation},
-        )
+        extra = {"error.type": error_type(error), "anyio_sendproducer.generation": generation}
+        with suppress(Exception):  # as in _break_ledger()
+            _log.warning(
+                "the client is given up, and another one is opened: %s", error, extra=extra
+            )
 
     # --- the guard ---------------------------------------------------------------------------
 

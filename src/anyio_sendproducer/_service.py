@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final
@@ -250,7 +251,8 @@ class ProducerService:
             with CancelScope(shield=True):
                 await run.ended.wait()
             if run.error is not None:
-                _log.error("ProducerService.stop() was cancelled: %s", describe(run.error))
+                with suppress(Exception):  # a log handler may raise
+                    _log.error("ProducerService.stop() was cancelled: %s", describe(run.error))
             raise
         if run.producer is not None and run.error is not None:
             raise _again(run.error)
@@ -301,7 +303,8 @@ class ProducerService:
             run.is_lost = run.producer is not None and not run.stopping.is_set()
             notes: list[str] = error.__dict__.get("__notes__", [])
             if run.is_lost or notes:
-                _log.error("%s", ": ".join((_LOST, *notes)))
+                with suppress(Exception):  # a log handler may raise
+                    _log.error("%s", ": ".join((_LOST, *notes)))
             raise
         finally:
             run.release()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, cast
 
 import anyio
@@ -129,11 +130,12 @@ class SettingsResolver:
             )
         except Exception as error:  # noqa: BLE001  # the producer continues with what it has
             self._failure = error.with_traceback(None)
-            _log.warning(
-                "the client's settings stay as they were: %s",
-                error,
-                extra={"error.type": error_type(error)},
-            )
+            with suppress(Exception):  # a log handler may raise
+                _log.warning(
+                    "the client's settings stay as they were: %s",
+                    error,
+                    extra={"error.type": error_type(error)},
+                )
             return False
         return True
 
@@ -151,11 +153,12 @@ class SettingsResolver:
         try:
             found = await self._look_up(service, self.settings.resolve_timeout)
         except DiscoveryError as error:
-            _log.warning(
-                "the addresses stay as they were: %s",
-                error,
-                extra={"error.type": error_type(error)},
-            )
+            with suppress(Exception):  # a log handler may raise
+                _log.warning(
+                    "the addresses stay as they were: %s",
+                    error,
+                    extra={"error.type": error_type(error)},
+                )
             return False
         if service is not self._service:
             return False
@@ -167,11 +170,12 @@ class SettingsResolver:
         self.settings = before.evolve(**changes)
         if self.settings.addresses != before.addresses:
             addresses = listed(self.settings.addresses)
-            _log.info(
-                "the brokers' addresses are %s now",
-                addresses,
-                extra={"anyio_sendproducer.addresses": addresses},
-            )
+            with suppress(Exception):  # a log handler may raise
+                _log.info(
+                    "the brokers' addresses are %s now",
+                    addresses,
+                    extra={"anyio_sendproducer.addresses": addresses},
+                )
 
     async def _complete(self) -> ProducerSettings:
         """Call ``enrich`` and the resolver, within ``start_timeout``; see :meth:`find`."""
@@ -247,12 +251,13 @@ class SettingsResolver:
         if is_late or scope.cancelled_caught:
             raise DiscoveryError(f"{what}: no answer within {seconds:g} s (resolve_timeout)")
         if len(targets) > MOST_TARGETS:
-            _log.warning(
-                "%s: more than %d targets were found; the first %d are used",
-                what,
-                MOST_TARGETS,
-                MOST_TARGETS,
-            )
+            with suppress(Exception):  # a log handler may raise
+                _log.warning(
+                    "%s: more than %d targets were found; the first %d are used",
+                    what,
+                    MOST_TARGETS,
+                    MOST_TARGETS,
+                )
         found: list[str] = []
         for target in targets[:MOST_TARGETS]:
             if not isinstance(cast("object", target), Target):
