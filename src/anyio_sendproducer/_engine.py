@@ -439,6 +439,20 @@ class Engine:
         with self.step:
             self.wake_and_notify(self._replace_or_break(error))
 
+    def is_given_up(self, generation: int) -> bool:
+        """Whether the client of this number was given up."""
+        return self._replacement.is_given_up(generation)
+
+    async def wait_for_look_up(self) -> None:
+        """Wait until calls reach no client that was given up, but the one that replaces it.
+
+        Raises:
+            ProducerClosed, ProducerBroken: the producer was closed or broke.
+        """
+        if self._replacement.looked_up is not None:
+            await self._replacement.looked_up.wait()
+        self.check_usable()
+
     def _replace_or_break(self, error: BaseException) -> Iterable[object]:
         # Another client would fence the producer that took over the transactional_id. A client that
         # the user made can't be made again.

@@ -10,6 +10,7 @@ import contextvars
 from collections.abc import Awaitable, Callable
 from typing import Final
 
+import anyio
 import anyio.abc
 
 from ._bridge import Bridge
@@ -58,6 +59,8 @@ class Replacement:
         self._fruitless = 0
         #: The number of the client that was opened last. The first is 1.
         self.generation = 1
+        #: Set when the look-up before a replacement has ended. None if there is no such look-up.
+        self.looked_up: anyio.Event | None = None
 
     def last_error(self) -> BaseException | None:
         """Return the reason why no broker is reached, if the driver knows it, or why no first
@@ -82,18 +85,29 @@ class Replacement:
         self._fruitless = self._fruitless + 1 if delivered == self._delivered_before else 0
         self._delivered_before = delivered
         if self._resolver.asks:
+            self.looked_up = anyio.Event()
             # A transaction's task may call this.
-            self._context.copy().run(tasks.start_soon, self._find_and_reopen, error)
+            context = self._context.copy()
+            context.run(tasks.start_soon, self._find_and_reopen, error, self.looked_up)
         else:
             self._reopen(error)
 
-    async def _find_and_reopen(self, error: BaseException) -> None:
-        await self._resolver.find_again()
-        with self._bridge.step:
-            self._reopen(error)
+    async def _find_and_reopen(self, error: BaseException, looked_up: anyio.Event) -> None:
+        try:
+            await self._resolver.find_again()
+            with self._bridge.step:
+                self._reopen(error)
+        finally:
+            self.looked_up = None
+            looked_up.set()
 
     def _reopen(self, error: BaseException) -> None:
         self._bridge.reopen(error, self._ledger.in_flight_bytes, self._fruitless)
+
+    def is_given_up(self, generation: int) -> bool:
+        """Whether the client of this number was given up. Calls may still reach it until the
+        look-up before its replacement has ended."""
+        return self.looked_up is not None or self._bridge.generation != generation
 
     def end_generation(self, error: BaseException) -> list[object]:
         """Fail the records of a client that is closed. Returns: the waiters to wake.

@@ -161,7 +161,7 @@ class _TransactionAdmission:
 
         The new client makes the brokers abort the transaction before it does anything else.
         """
-        return self._engine.bridge.generation != self._status.generation
+        return self._engine.is_given_up(self._status.generation)
 
 
 @with_own_methods
@@ -320,6 +320,7 @@ class Transaction(Sender, NoPublicConstructor):
         engine.ledger.separate_transactions()
         with anyio.move_on_after(engine.settings.delivery_timeout):
             while True:
+                await engine.wait_for_look_up()
                 self._status.generation = engine.bridge.generation
                 try:
                     await engine.bridge.call(lambda driver: driver.begin_transaction())

@@ -894,6 +894,100 @@ async def test_a_client_that_can_only_abort_is_replaced_before_a_transaction(
     assert ended(fake) == [("committed", [b"1"])]
 
 
+class Enriched:
+    """The hook ``enrich`` of a producer. If :attr:`is_shut` is set, a call waits for :attr:`go`."""
+
+    def __init__(self) -> None:
+        self.is_shut = False
+        self.go = anyio.Event()
+
+    async def __call__(self, settings: ProducerSettings) -> ProducerSettings:
+        if self.is_shut:
+            await self.go.wait()
+        return settings
+
+
+async def test_a_transaction_waits_for_the_look_up_before_a_replacement(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """The client that was given up still has the previous transaction, and would commit it."""
+    enrich = Enriched()
+    fake.end_error = once(TransactionError("no coordinator"), commit=False)
+    opened = open_send_producer(settings, driver=fake, enrich=enrich)
+    async with opened as producer, task_group() as tasks:
+        enrich.is_shut = True
+        with raising(ZeroDivisionError):
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fail()
+        assert state(tx) is TransactionState.ABORTED
+
+        async def transact() -> None:
+            async with producer.transaction():
+                pass
+
+        call = Call(tasks, transact)
+        for _ in range(3):  # a call that the transaction makes comes before one of these
+            await quiet()
+            await producer.partitions_for("topic")
+        assert ended(fake) == []
+        enrich.go.set()
+        await call.wait()
+        assert call.error is None
+        assert producer.statistics().generations == 2
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [])]
+
+
+async def test_a_client_is_not_asked_again_during_the_look_up_before_its_replacement(
+    settings: ProducerSettings,
+) -> None:
+    class Stuck(FakeDriver):
+        begun = 0
+
+        def begin_transaction(self) -> None:
+            self.begun += 1
+            if self.opened == 1:
+                raise TransactionAborted("only abort is possible")
+            super().begin_transaction()
+
+    fake = Stuck()
+    enrich = Enriched()
+    opened = open_send_producer(settings, driver=fake, enrich=enrich)
+    async with opened as producer, task_group() as tasks:
+        enrich.is_shut = True
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+
+        call = Call(tasks, transact)
+        await until(lambda: fake.begun == 1)
+        await quiet()
+        enrich.go.set()
+        await call.wait()
+    assert fake.begun == 2
+    assert ended(fake) == [("committed", [b"1"])]
+
+
+async def test_a_transaction_is_aborted_as_soon_as_its_client_is_given_up(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Its records would be sent by the next client, outside of the transaction."""
+    enrich = Enriched()
+    async with open_send_producer(settings, driver=fake, enrich=enrich) as producer:
+        enrich.is_shut = True
+        with raising(TransactionAborted, match="its client was given up"):
+            async with producer.transaction() as tx:
+                fake.break_client()
+                await until(lambda: not producer.statistics().is_connected)
+                with raising(TransactionAborted, match="its client was given up"):
+                    tx.enqueue_nowait(record(b"1"))
+        enrich.go.set()
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+    assert ended(fake) == [("committed", [b"2"])]
+
+
 async def test_a_client_is_given_up_while_a_transaction_starts(
     settings: ProducerSettings,
 ) -> None:
