@@ -44,7 +44,7 @@ from ._driver_events import (
     split_events,
 )
 from ._engine_states import ClientState, MetadataWaits, PumpState
-from ._exceptions import ProducerFenced
+from ._exceptions import ProducerClosed, ProducerFenced, SendProducerError, TransactionError
 from ._ledger import Ledger
 from ._loops import Loop
 from ._observing import Observation
@@ -442,6 +442,14 @@ class Engine:
     def is_given_up(self, generation: int) -> bool:
         """Whether the client of this number was given up."""
         return self._replacement.is_given_up(generation)
+
+    def why_not_commit(self, generation: int) -> SendProducerError | None:
+        """Why no commit can be requested from the client of this number; None if one can."""
+        if self.is_given_up(generation):
+            return TransactionError("its client was given up")
+        if self.client is _STOPPING:
+            return ProducerClosed("the producer was closed before the commit was requested")
+        return None
 
     async def wait_for_look_up(self) -> None:
         """Wait until calls reach no client that was given up, but the one that replaces it.

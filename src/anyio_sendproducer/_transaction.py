@@ -351,9 +351,9 @@ class Transaction(Sender, NoPublicConstructor):
             except BaseException as error:
                 await self._abort(error)
                 raise
-        reason: SendProducerError | None = self._status.abort_reason or engine.ledger.first_failure
-        if reason is None and self._admission.was_client_replaced:
-            reason = TransactionError("its client was given up")
+        status = self._status
+        reason = status.abort_reason or engine.ledger.first_failure
+        reason = reason or engine.why_not_commit(status.generation)
         if reason is not None:
             await self._abort(reason)
             if isinstance(reason, (TransactionAborted, ProducerFenced)):

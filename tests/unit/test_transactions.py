@@ -1112,6 +1112,62 @@ async def test_a_commit_that_closing_interrupts_is_unknown(
         assert isinstance((await ending.wait()).error, TransactionOutcomeUnknown)
 
 
+async def test_a_commit_that_closing_prevents_was_not_requested(
+    settings: ProducerSettings,
+) -> None:
+    """The last record is acknowledged while the client is closed."""
+
+    class Late(FakeDriver):
+        def close(self, timeout: float, /) -> None:
+            self.acknowledge()
+            super().close(timeout)
+
+    fake = Late(manual=True)
+    settings = settings.evolve(close_timeout=0.1)
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            with raising(TransactionAborted, match="before the commit was requested"):
+                async with producer.transaction() as tx:
+                    delivery = await tx.enqueue(record(b"1"))
+            assert (await delivery.wait()).offset == 0
+            assert state(tx) is TransactionState.ABORTED
+
+        ending = Call(tasks, transact)
+        await taken(fake, 1)
+        await producer.aclose()
+        assert (await ending.wait()).error is None
+    assert ended(fake) == [("aborted", [b"1"])]
+
+
+async def test_a_transaction_that_begins_while_the_producer_closes_is_aborted(
+    settings: ProducerSettings,
+) -> None:
+    class Slow(FakeDriver):
+        def begin_transaction(self) -> None:
+            self.on_end.pass_through()
+            super().begin_transaction()
+
+    fake = Slow()
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            with raising(TransactionAborted, match="the producer was closed"):
+                async with producer.transaction() as tx:
+                    await until(lambda: producer.statistics().state == "closed")
+            assert state(tx) is TransactionState.ABORTED
+
+        fake.on_end.shut()
+        call = Call(tasks, transact)
+        await at_gate(fake.on_end)
+        closing = Call(tasks, producer.aclose)
+        await until(lambda: producer.statistics().state == "draining")
+        fake.on_end.open()
+        await closing.wait()
+        await call.wait()
+        assert call.error is None or isinstance(call.error, ProducerClosed)
+
+
 @pytest.fixture
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stop waiting for the driver while it has half of PATIENCE left."""
