@@ -181,7 +181,7 @@ class Transaction(Sender, NoPublicConstructor):
 
     _status: _Status
     _admission: _TransactionAdmission
-    _offset_deadlines: set[Deadline]  # of the calls of send_offsets() in progress
+    _offset_calls: dict[Deadline, anyio.Event]  # calls of send_offsets() in progress, and their end
     _aborted: anyio.Event | None  # None until an abort starts; set when that has finished
     _ended: anyio.Event
 
@@ -191,7 +191,7 @@ class Transaction(Sender, NoPublicConstructor):
         self._status = _Status()
         self._admission = _TransactionAdmission(engine, admission, self._status)
         self._set_up(engine, self._admission)
-        self._offset_deadlines = set()
+        self._offset_calls = {}
         self._aborted = None
         self._ended = anyio.Event()
         return self
@@ -248,7 +248,7 @@ class Transaction(Sender, NoPublicConstructor):
         consumed = _parse_offsets(offsets)
         group = _parse_group(group_metadata)
         deadline = Deadline(self._engine.settings.delivery_timeout)
-        self._offset_deadlines.add(deadline)
+        call_ended = self._offset_calls[deadline] = anyio.Event()
         try:
             # In a cancelled scope: otherwise the records would be committed without the offsets.
             await anyio.lowlevel.checkpoint_if_cancelled()
@@ -264,7 +264,8 @@ class Transaction(Sender, NoPublicConstructor):
             self._status.note(TransactionError("send_offsets() did not finish"))
             raise
         finally:
-            self._offset_deadlines.discard(deadline)
+            del self._offset_calls[deadline]
+            call_ended.set()
 
     @overload
     def flow(
@@ -348,12 +349,13 @@ class Transaction(Sender, NoPublicConstructor):
             self._status.state = TransactionState.ENDING
             try:
                 await engine.wait_until_settled(include_waiting=True)
+                for call_ended in [*self._offset_calls.values()]:
+                    await call_ended.wait()  # calls of other tasks; one may fail
             except BaseException as error:
                 await self._abort(error)
                 raise
-        status = self._status
-        reason = status.abort_reason or engine.ledger.first_failure
-        reason = reason or engine.why_not_commit(status.generation)
+        reason: SendProducerError | None = self._status.abort_reason or engine.ledger.first_failure
+        reason = reason or engine.why_not_commit(self._status.generation)
         if reason is not None:
             await self._abort(reason)
             if isinstance(reason, (TransactionAborted, ProducerFenced)):
@@ -438,7 +440,7 @@ class Transaction(Sender, NoPublicConstructor):
         engine = self._engine
         seconds = engine.settings.cancel_timeout
         settle_by = self._loop.now() + seconds
-        for deadline in self._offset_deadlines:
+        for deadline in self._offset_calls:
             # The driver processes one call at a time, so a pending call would delay the abort.
             deadline.hurry(0)
         with engine.step:

@@ -589,6 +589,42 @@ class Unanswered(FakeDriver):
         raise TransactionError("there was no answer")
 
 
+async def test_the_end_of_the_block_waits_for_the_offsets_of_other_tasks(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """If they can't be sent, the records must not be committed without them."""
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def transact() -> None:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                fake.on_end.shut()
+                call = Call(tasks, tx.send_offsets, {("quiet", 0): 3}, "group")
+                await at_gate(fake.on_end)
+                calls.append(call)
+
+        calls: list[Call[Any]] = []
+        fake.offsets_error = TransactionError("no answer")
+        transaction = Call(tasks, transact)
+        await until(lambda: bool(calls))
+        await quiet()
+        fake.on_end.open()
+        await transaction.wait()
+        assert isinstance(transaction.error, TransactionAborted)
+        assert isinstance(transaction.error.__cause__, TransactionError)
+        assert isinstance(calls[0].error, TransactionError)
+
+        fake.offsets_error = None
+        transaction = Call(tasks, transact)
+        await until(lambda: len(calls) == 2)
+        await quiet()
+        fake.on_end.open()
+        await transaction.wait()
+        assert transaction.error is None
+        assert calls[1].error is None
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"1"])]
+
+
 async def test_closing_ends_the_wait_of_send_offsets(settings: ProducerSettings) -> None:
     """Otherwise, the abort would wait for it until its delivery_timeout is over."""
     driver = Unanswered()
