@@ -315,7 +315,9 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                     raise start.failure
                 finally:
                     start.failure = None  # its traceback refers to this frame
-        return cast("SendProducer", member.producer)
+        if member.producer is None:  # the pool's tasks were cancelled, and its block has not ended
+            raise ProducerClosed("the pool is closed")
+        return member.producer
 
     def _replace_soon(self, member: _Member) -> _Start:
         """Replace a producer in a task of the pool, unless that is in progress.

@@ -501,6 +501,36 @@ async def test_a_replacement_in_progress_ends_with_the_pool(
         assert isinstance(held[0].call.error, ProducerClosed)
 
 
+async def test_a_transaction_after_the_pools_tasks_were_cancelled(
+    settings: ProducerSettings,
+) -> None:
+    """The pool's block has not ended, because its clean-up is shielded."""
+    scope = anyio.CancelScope()
+    may_end = anyio.Event()
+    pool = TransactionPool(settings, size=1, driver=Fakes(1))
+
+    async def host() -> None:
+        with scope:
+            async with pool:
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await may_end.wait()
+
+    async with task_group() as tasks:
+        tasks.start_soon(host)
+        await until(lambda: repr(pool).startswith("<TransactionPool open"))
+        scope.cancel()
+        try:
+            await until(lambda: pool.statistics().producers["id-0"].state == "closed")
+            for _ in range(2):
+                with raising(ProducerClosed, match="is closed"):
+                    await commit(pool)
+        finally:
+            may_end.set()
+
+
 async def test_a_transaction_that_is_fenced_by_the_close_is_not_replaced(
     settings: ProducerSettings,
 ) -> None:
