@@ -9,9 +9,10 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import anyio
+import anyio.lowlevel
 
 from . import discovery
 from ._exceptions import DiscoveryError, ProducerStartError, SettingsError
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SettingsResolver"]
 
+T = TypeVar("T")
+
 _log = logging.getLogger("anyio_sendproducer")
 
 #: The number of targets of one look-up that are used. librdkafka starts a thread for each address,
@@ -35,6 +38,19 @@ _LEAST: Final = 0.001
 
 #: Seconds between two attempts in the background to complete the settings, until one succeeds.
 _REPEAT_SECONDS: Final = 1.0
+
+
+class _HookCancelledError(Exception):
+    """``enrich`` or a resolver raised asyncio's CancelledError, although nobody cancelled it."""
+
+
+async def _without_own_cancellation(call: Awaitable[T]) -> T:
+    """Await a hook for a task of the producer, which the CancelledError of a hook would end."""
+    try:
+        return await call
+    except anyio.get_cancelled_exc_class() as error:
+        await anyio.lowlevel.checkpoint_if_cancelled()  # the producer is being closed
+        raise _HookCancelledError("enrich or the look-up raised CancelledError") from error
 
 
 class SettingsResolver:
@@ -119,7 +135,7 @@ class SettingsResolver:
             Whether that succeeded. A failure is logged, and the settings stay as they are.
         """
         try:
-            found = await self._complete()
+            found = await _without_own_cancellation(self._complete())
             # The other fields belong to the producer, which continues with them.
             self._take(
                 bootstrap_servers=found.bootstrap_servers,
@@ -151,8 +167,9 @@ class SettingsResolver:
             return False
         before = set(self.settings.addresses)
         try:
-            found = await self._look_up(service, self.settings.resolve_timeout)
-        except DiscoveryError as error:
+            look_up = self._look_up(service, self.settings.resolve_timeout)
+            found = await _without_own_cancellation(look_up)
+        except (DiscoveryError, _HookCancelledError) as error:
             with suppress(Exception):  # a log handler may raise
                 _log.warning(
                     "the addresses stay as they were: %s",

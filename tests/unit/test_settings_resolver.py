@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,12 +10,12 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer import ProducerSettings, open_send_producer
 from anyio_sendproducer._replacement import WATCH_SECONDS
 from anyio_sendproducer._settings_resolver import SettingsResolver
 from anyio_sendproducer.discovery import Lookup, Target
 from anyio_sendproducer.testing import FakeDriver
-from tests.support.calls import Call, generation, task_group
+from tests.support.calls import Call, generation, record, task_group
 from tests.support.clock import ManualClock
 from tests.support.waiting import until
 
@@ -123,3 +124,29 @@ async def test_a_service_that_enrich_names_later_is_watched(
         fake.is_cut_off = False
         assert fake.settings is not None
         assert fake.settings.addresses == ("c:3",)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("hook", ["enrich", "resolver"])
+async def test_a_hook_that_raises_cancelled_error_does_not_end_the_producers_tasks(
+    hook: str, fake: FakeDriver
+) -> None:
+    """A hook raises asyncio's CancelledError if it awaits a task of its own that was cancelled."""
+
+    class Cancelled(Names):
+        async def resolve(self, lookup: Lookup, /) -> Sequence[Target]:
+            if self.asked and hook == "resolver":
+                raise asyncio.CancelledError
+            return await super().resolve(lookup)
+
+    async def enrich(given: ProducerSettings) -> ProducerSettings:
+        if names.asked and hook == "enrich":
+            raise asyncio.CancelledError
+        return given
+
+    names = Cancelled("a:1")
+    settings = ProducerSettings(service_name="kafka.test", discovery_method=names, enrich=enrich)
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.break_client()
+        await until(lambda: producer.statistics().generations == 2)
+        assert (await producer.send(record())).offset == 0
