@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import AsyncGenerator, AsyncIterable, Iterable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, Final, TypeVar, cast, overload
+from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from typing import Any, ClassVar, Final, TypeVar, overload
 
 import anyio
 import anyio.lowlevel
@@ -37,6 +37,7 @@ from ._exceptions import (
 )
 from ._flow import run_flow
 from ._no_public_constructor import NoPublicConstructor
+from ._offsets import parse_group, parse_offsets
 from ._own_methods import with_own_methods
 from ._records import (
     ConsumerGroupMetadata,
@@ -51,8 +52,7 @@ from ._records import (
     Results,
 )
 from ._sending import Sender
-from .drivers import ConsumedOffset, Deadline, Driver
-from .drivers.librdkafka._group_metadata import group_from_bytes
+from .drivers import Deadline, Driver
 
 __all__ = ["Transaction", "TransactionState", "Transactions"]
 
@@ -245,8 +245,8 @@ class Transaction(Sender, NoPublicConstructor):
         """
         self._engine.check_usable()
         self._admission.check_open()
-        consumed = _parse_offsets(offsets)
-        group = _parse_group(group_metadata)
+        consumed = parse_offsets(offsets)
+        group = parse_group(group_metadata)
         deadline = Deadline(self._engine.settings.delivery_timeout)
         call_ended = self._offset_calls[deadline] = anyio.Event()
         try:
@@ -509,7 +509,10 @@ class Transactions:
     def __init__(self, engine: Engine, admission: Admission) -> None:
         self._engine = engine
         self._admission = admission
-        self._turn = anyio.Lock()
+        # Not a Lock, which only its owner may release: the garbage collector may close an async
+        # generator, and with it the block of a transaction, in another task.
+        self._turn = anyio.Semaphore(1)
+        self._owner: anyio.TaskInfo | None = None
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[Transaction]:
@@ -521,80 +524,39 @@ class Transactions:
                 "transactions need a transactional_id: set it in ProducerSettings, to a different "
                 "value for each producer that runs at the same time"
             )
-        turn = self._turn
-        if turn.locked() and turn.statistics().owner == anyio.get_current_task():
+        task = anyio.get_current_task()
+        if self._owner == task:
             raise TransactionError(
                 "this task already has an open transaction: leave its block before you begin a "
                 "second one"
             )
-        async with turn:
-            engine.check_usable()
-            transaction = Transaction._create(engine, self._admission)
-            await transaction._start()
-            engine.before_drain = transaction._abort_before_close
-            try:
+        async with self._turn:
+            with self._owned_by(task):
+                engine.check_usable()
+                transaction = Transaction._create(engine, self._admission)
+                await transaction._start()
+                engine.before_drain = transaction._abort_before_close
                 try:
-                    yield transaction
-                except BaseException as error:
-                    await transaction._abort(error)
-                    raise
-                await transaction._finish()
-            finally:
-                engine.before_drain = None
-                transaction._status.abort_reason = None  # its traceback refers to the transaction
-                transaction._ended.set()
-                # The result of the transaction has reported these failures.
-                with engine.step:
-                    engine.ledger.take_undelivered()
+                    try:
+                        yield transaction
+                    except BaseException as error:
+                        await transaction._abort(error)
+                        raise
+                    await transaction._finish()
+                finally:
+                    engine.before_drain = None
+                    transaction._status.abort_reason = (
+                        None  # its traceback refers to the transaction
+                    )
+                    transaction._ended.set()
+                    # The result of the transaction has reported these failures.
+                    with engine.step:
+                        engine.ledger.take_undelivered()
 
-
-def _parse_offsets(offsets: Mapping[tuple[str, int], Any]) -> list[ConsumedOffset]:
-    if not isinstance(cast("object", offsets), Mapping):
-        raise TypeError(
-            "offsets must be a mapping of (topic, partition) to offsets, "
-            f"not {type(offsets).__name__}"
-        )
-    consumed: list[ConsumedOffset] = []
-    for place, given in offsets.items():
-        key = cast("object", place)
-        match key:
-            case (str() as topic, int() as partition) if isinstance(key, tuple) and partition >= 0:
-                pass
-            case _:
-                raise ValueError(
-                    "offsets: a key must be a tuple of a topic (str) and a partition (int of 0 or "
-                    f"more), not {key!r:.80}"
-                )
-        offset = getattr(given, "offset", given)
-        if not isinstance(offset, int) or isinstance(offset, bool) or offset < 0:
-            raise ValueError(
-                f"offsets: the offset of partition {partition} of topic {topic!r} must be an int "
-                f"of 0 or more, not {offset!r}"
-            )
-        epoch = getattr(given, "leader_epoch", None)
-        consumed.append(
-            ConsumedOffset(
-                topic,
-                partition,
-                offset,
-                getattr(given, "metadata", None) or "",
-                -1 if epoch is None else epoch,
-            )
-        )
-    return consumed
-
-
-def _parse_group(given: Any) -> ConsumerGroupMetadata:
-    if isinstance(given, str):
-        return ConsumerGroupMetadata(given)
-    if isinstance(given, bytes):
-        return group_from_bytes(given)
-    try:
-        return ConsumerGroupMetadata(
-            given.group_id, given.generation_id, given.member_id, given.group_instance_id
-        )
-    except AttributeError as error:
-        raise TypeError(
-            "group_metadata must be the group's id, ConsumerGroupMetadata or an object with the "
-            f"same attributes, not {type(given).__name__}"
-        ) from error
+    @contextmanager
+    def _owned_by(self, task: anyio.TaskInfo) -> Generator[None]:
+        self._owner = task
+        try:
+            yield
+        finally:
+            self._owner = None

@@ -273,8 +273,10 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     @asynccontextmanager
     async def _borrow(self) -> AsyncGenerator[Transaction]:
         self._check_open()
+        # The garbage collector may close the block in another task.
+        task = anyio.get_current_task()
         try:
-            await self._turns.acquire()
+            await self._turns.acquire_on_behalf_of(task)
         except RuntimeError as error:
             raise TransactionError(
                 "this task already has an open transaction of the pool; a second one could wait "
@@ -294,7 +296,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                 if self._state == "open" and member.producer is not None and not member.is_usable:
                     self._replace_soon(member)
         finally:
-            self._turns.release()
+            self._turns.release_on_behalf_of(task)
 
     def _check_open(self) -> None:
         if self._state == "new":

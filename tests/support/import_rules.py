@@ -25,7 +25,7 @@ LAYERS: Final = [
     {"_affinity", "_clock", "_engine_states", "_failures", "_validation", "discovery", "telemetry"},
     {"_delivery", "_settings", "serializers"},
     {"_barriers", "_deadlines", "_settings_resolver", "_late", "_unawaited", "drivers"},
-    {"_driver_events", "_ledger"},
+    {"_driver_events", "_ledger", "_offsets"},
     {"_driver_thread", "_observing"},
     {"_bridge"},
     {"_cluster_probe", "_replacement"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from typing import Any, cast
 
@@ -650,3 +650,23 @@ async def _run_course(size: int, course: list[tuple[str, int]]) -> None:
 )
 def test_any_course_of_transactions(backend: str, size: int, course: list[tuple[str, int]]) -> None:
     anyio.run(_run_course, size, course, backend=backend)
+
+
+async def test_a_block_that_is_left_in_another_task_gives_its_producer_back(
+    settings: ProducerSettings,
+) -> None:
+    """The event loop may close an async generator in a task of its own."""
+    fakes = Fakes(1)
+    async with TransactionPool(settings, size=1, driver=fakes) as pool, task_group() as tasks:
+
+        async def numbers() -> AsyncGenerator[int]:
+            async with pool.transaction() as tx:
+                await tx.send(record())
+                yield 1
+
+        generator = numbers()
+        assert await anext(generator) == 1
+        await Call(tasks, generator.aclose).wait()
+        assert pool.statistics().in_use == 0
+        await commit(pool)
+    assert fakes.ended == [["aborted", "committed"]]

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import anyio
@@ -1455,3 +1455,22 @@ def test_a_deadline_can_only_be_brought_forward() -> None:
     assert deadline.at < time.monotonic() + 101
     deadline.hurry(0)
     assert deadline.is_over
+
+
+async def test_a_block_that_is_left_in_another_task_does_not_block_later_transactions(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """The event loop may close an async generator in a task of its own."""
+    async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
+
+        async def numbers() -> AsyncGenerator[int]:
+            async with producer.transaction() as tx:
+                await tx.send(record(b"1"))
+                yield 1
+
+        generator = numbers()
+        assert await anext(generator) == 1
+        await Call(tasks, generator.aclose).wait()
+        async with producer.transaction() as tx:
+            await tx.send(record(b"2"))
+    assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
