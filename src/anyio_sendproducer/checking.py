@@ -160,7 +160,7 @@ class _Findings:
 
     settings: ProducerSettings
     """The caller's settings; after the step ``settings``, what ``enrich`` made of them, without the
-    ``transactional_id``."""
+    ``transactional_id``, and with ``wait_for_cluster``."""
     driver: DriverName | None
     deadline: float = math.inf
     """The time at which the current step must end, on the event loop's clock."""
@@ -249,8 +249,9 @@ async def _enriched(findings: _Findings) -> ProducerSettings:
         try:
             enriched = await SettingsResolver(given).enriched()
             # A client with the transactional_id would fence the producer that uses this id.
+            # Without wait_for_cluster, the step "authenticate" would not wait for the login.
             # enrich=None makes evolve() check that there is an address.
-            return enriched.evolve(transactional_id=None, enrich=None)
+            return enriched.evolve(transactional_id=None, wait_for_cluster=True, enrich=None)
         except SettingsError as error:
             said = str(error)
         except Exception as error:  # noqa: BLE001  # the hook of the user may raise anything

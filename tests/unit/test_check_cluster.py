@@ -87,6 +87,18 @@ async def test_each_step_uses_what_enrich_returns(seen: Seen) -> None:
     assert len(seen.settings) == 2
 
 
+@pytest.mark.parametrize("by_enrich", [False, True])
+async def test_the_login_is_awaited_even_if_the_producer_opens_in_the_background(
+    seen: Seen, *, by_enrich: bool
+) -> None:
+    async def enrich(settings: ProducerSettings) -> ProducerSettings:
+        return settings.with_wait_for_cluster(False)
+
+    given = ProducerSettings(bootstrap_servers="a.test:1", wait_for_cluster=by_enrich)
+    assert (await check_cluster(given.with_enrich(enrich if by_enrich else None))).passed
+    assert [used.wait_for_cluster for used in seen.settings] == [True, True]
+
+
 async def refusing(_: ProducerSettings) -> ProducerSettings:
     raise OSError("the vault\nis sealed")
 
