@@ -119,6 +119,16 @@ def test_addresses_override_a_service_in_the_environment(
     assert (settings.addresses, settings.service_name) == (("one:1",), "")
 
 
+@pytest.mark.parametrize("name", ["BOOTSTRAP_SERVERS", "SERVICE_NAME"])
+def test_an_empty_address_in_the_environment_is_no_address(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"KAFKA_{name}", "")
+    assert not environment_has_address()
+    assert settings_of(Connection(bootstrap_servers="one:1")).addresses == ("one:1",)
+    assert settings_of(Connection(service_name="kafka.internal")).addresses == ()
+
+
 def test_the_error_names_the_wrong_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("KAFKA_CLOSE_TIMEOUT", "soon")
     with pytest.raises(SettingsError, match="KAFKA_CLOSE_TIMEOUT"):

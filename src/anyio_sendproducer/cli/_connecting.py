@@ -51,6 +51,8 @@ _PASSWORDS: Final = frozenset({"sasl_password", "sasl_plain_password"})
 _PREFIX: Final = "KAFKA"
 #: The fields that name a cluster. One takes the place of the other.
 _ADDRESSES: Final = frozenset({"bootstrap_servers", "service_name"})
+#: The environment variables of these fields.
+_ADDRESS_VARIABLES: Final = frozenset(f"{_PREFIX}_{name.upper()}" for name in _ADDRESSES)
 #: Stands for addresses that are not known yet.
 _NO_ADDRESS: Final = "no-address.invalid:1"
 _DEFAULTS: Final = ProducerSettings(bootstrap_servers=_NO_ADDRESS)
@@ -98,7 +100,7 @@ def require_for(connection: Connection, loop: str) -> None:
 
 def environment_has_address() -> bool:
     """Whether the environment names a cluster."""
-    return any(os.environ.get(f"{_PREFIX}_{name.upper()}") for name in _ADDRESSES)
+    return any(map(os.environ.get, _ADDRESS_VARIABLES))
 
 
 def settings_of(
@@ -136,7 +138,12 @@ def settings_of(
 
 def _from_environment() -> dict[str, Any]:
     prefix = f"{_PREFIX}_"
-    given = [name.removeprefix(prefix).lower() for name in os.environ if name.startswith(prefix)]
+    given = [
+        name.removeprefix(prefix).lower()
+        for name, value in os.environ.items()
+        # An empty address is no address, so another layer may have one.
+        if name.startswith(prefix) and (value or name not in _ADDRESS_VARIABLES)
+    ]
     address = {f"{prefix}{name.upper()}": value for name, value in _addressed(given).items()}
     return _layer(given, ProducerSettings.from_env(_PREFIX, {**os.environ, **address}))
 
