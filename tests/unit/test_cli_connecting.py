@@ -59,6 +59,14 @@ def test_toml(tmp_path: Path) -> None:
     )
 
 
+def test_toml_with_kafkas_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In TOML, a name with dots is a table in a table."""
+    monkeypatch.setenv("KAFKA_CLIENT_ID", "env")
+    path = tmp_path / "settings.toml"
+    path.write_text('bootstrap.servers = "one:1"\nclient.id = "anyio-sendproducer"\n')
+    assert settings_of(Connection(config=path)) == ProducerSettings(bootstrap_servers="one:1")
+
+
 @pytest.mark.parametrize("name", ["x.properties", "x.toml"])
 def test_a_byte_order_mark(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

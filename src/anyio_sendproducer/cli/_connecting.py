@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .. import ProducerSettings, SettingsError
 from ..drivers import DriverName
@@ -162,10 +162,20 @@ def _from_file(path: Path, table: str) -> dict[str, Any]:
 
 def _from_toml(path: Path, table: str) -> dict[str, Any]:
     given = read_toml(path, table)
+    names = [*_names(given)]
     try:
-        return _layer(given, ProducerSettings.from_mapping({**_addressed(given), **given}))
+        return _layer(names, ProducerSettings.from_mapping({**_addressed(names), **given}))
     except SettingsError as error:
         raise SettingsError(f"{path}: {error}") from error
+
+
+def _names(table: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    """The names in a table of TOML, in which ``client.id = "me"`` is a table ``client``."""
+    for name, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _names(cast("Mapping[str, Any]", value), f"{above}{name}.")
+        else:
+            yield f"{above}{name}"
 
 
 def _addressed(given: Iterable[str]) -> dict[str, str]:
