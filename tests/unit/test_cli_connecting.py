@@ -67,6 +67,16 @@ def test_toml_with_kafkas_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert settings_of(Connection(config=path)) == ProducerSettings(bootstrap_servers="one:1")
 
 
+def test_blanks_around_a_value_in_a_properties_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.properties"
+    path.write_bytes(
+        b"bootstrap.servers=one:1\nacks = all \nsasl.password=\\ s3c ret\\t\xc2\xa0\t\n"
+    )
+    settings = settings_of(Connection(config=path))
+    # As in Kafka's clients. They keep blanks that are not ASCII.
+    assert settings.properties == {"acks": "all", "sasl.password": "s3c ret\t\xa0"}
+
+
 @pytest.mark.parametrize("name", ["x.properties", "x.toml"])
 def test_a_byte_order_mark(name: str, tmp_path: Path) -> None:
     path = tmp_path / name

@@ -22,11 +22,14 @@ __all__ = ["read_properties", "read_toml"]
 #: A larger settings file is a mistake, for example a path such as /dev/zero; bytes.
 _LARGEST: Final = 1024 * 1024
 
+#: Kafka's clients remove these characters at both ends of a value.
+_BLANKS: Final = "".join(map(chr, range(0x21)))
+
 _LINE_END: Final = re.compile(r"\r\n?|\n")
 
 
 def read_properties(path: Path) -> dict[str, str]:
-    """The names and values in a ``.properties`` file.
+    """The names and values in a ``.properties`` file. Blanks around a value are removed.
 
     Raises:
         SettingsError: the file cannot be read, or has a wrong escape sequence.
@@ -40,7 +43,7 @@ def read_properties(path: Path) -> dict[str, str]:
         # Its type hints do not name the type of an IO.
         for element in javaproperties.parse(_read(path)):  # pyright: ignore[reportUnknownMemberType]
             if isinstance(element, javaproperties.KeyValue):
-                found[element.key] = element.value
+                found[element.key] = element.value.strip(_BLANKS)
             line += len(_LINE_END.findall(element.source))
         return found
     raise SettingsError(rf"{path}, line {line}: \u must be followed by four hexadecimal digits")
