@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -169,6 +170,21 @@ def test_properties_one_by_one() -> None:
 def test_secrets_are_not_shown() -> None:
     connection = Connection(bootstrap_servers="a:1", properties=(("sasl.password", "s3cret"),))
     assert "s3cret" not in repr(connection)
+
+
+def test_a_long_duration_in_milliseconds_causes_no_warning() -> None:
+    properties = (("delivery.timeout.ms", "7200000"),)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = settings_of(Connection(bootstrap_servers="one:1", properties=properties))
+    assert settings.delivery_timeout == 7200.0
+
+
+@pytest.mark.parametrize("digits", [17, 400])
+def test_a_duration_that_is_too_long(digits: int) -> None:
+    properties = (("delivery.timeout.ms", "9" * digits),)
+    with pytest.raises(SettingsError, match=r"'delivery\.timeout\.ms' is too long"):
+        settings_of(Connection(bootstrap_servers="one:1", properties=properties))
 
 
 def test_the_chain_of_an_error_about_a_number_has_no_value() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -205,7 +206,7 @@ def _by_field(properties: Iterable[tuple[str, str]]) -> dict[str, Any]:
         if name in _FIELDS:
             arguments[_FIELDS[name]] = value
         elif name in _DURATIONS:
-            arguments[_DURATIONS[name]] = _number(given, value) / 1000
+            arguments[_DURATIONS[name]] = _milliseconds(given, value)
         elif name in _SIZES:
             arguments[_SIZES[name]] = _number(given, value)
         else:
@@ -220,6 +221,14 @@ def _number(name: str, text: str) -> int:
     with contextlib.suppress(ValueError):
         return int(text)
     raise SettingsError(f"{name!r} must be a whole number")
+
+
+def _milliseconds(name: str, text: str) -> dt.timedelta:
+    """A duration. A timedelta causes no warning that the number may be in milliseconds."""
+    number = _number(name, text)
+    with contextlib.suppress(OverflowError):
+        return dt.timedelta(milliseconds=number)
+    raise SettingsError(f"{name!r} is too long")
 
 
 def _add(arguments: dict[str, Any], layer: Mapping[str, Any]) -> None:
