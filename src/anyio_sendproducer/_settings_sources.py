@@ -207,8 +207,7 @@ def _add_kafka(arguments: _Arguments, given: str, name: str, value: Any) -> None
     if canonical in {"bootstrap_servers", "client_id", "transactional_id"}:
         arguments.add(canonical, given, value)
     elif canonical == "delivery_timeout_ms":
-        milliseconds = dt.timedelta(milliseconds=_whole_number(given, value))
-        arguments.add("delivery_timeout", given, milliseconds)
+        arguments.add("delivery_timeout", given, _milliseconds(given, value))
     elif canonical == "buffer_memory":
         arguments.add("max_buffered_bytes", given, _whole_number(given, value))
     elif canonical in {"key_serializer", "value_serializer"}:
@@ -231,6 +230,13 @@ def _whole_number(given: str, value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18:
         return value
     raise SettingsError(f"{given!r} must be a whole number of 0 or more")
+
+
+def _milliseconds(given: str, value: object) -> dt.timedelta:
+    number = _whole_number(given, value)
+    with contextlib.suppress(OverflowError):
+        return dt.timedelta(milliseconds=number)
+    raise SettingsError(f"{given!r} is too long")
 
 
 def _serializer(given: str, field: str, value: object) -> object:

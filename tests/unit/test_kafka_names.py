@@ -161,6 +161,8 @@ WRONG: list[tuple[dict[Any, Any], str]] = [
     ({1: 2}, "the name of a setting must be a str, not 1"),
     ({"delivery.timeout.ms": "soon"}, "'delivery.timeout.ms' must be a whole number of 0 or more"),
     ({"delivery.timeout.ms": True}, "'delivery.timeout.ms' must be a whole number of 0 or more"),
+    ({"delivery.timeout.ms": "9" * 18}, "'delivery.timeout.ms' is too long"),
+    ({"delivery.timeout.ms": 10**17}, "'delivery.timeout.ms' is too long"),
     ({"buffer.memory": -1}, "'buffer.memory' must be a whole number of 0 or more"),
     (
         {"value.serializer": "io.confluent.kafka.serializers.KafkaAvroSerializer"},
