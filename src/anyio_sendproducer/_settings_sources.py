@@ -167,8 +167,9 @@ class _Arguments:
         self._given[setting] = given
 
     def complete(self) -> dict[str, Any]:
+        # A field `properties` is no mapping, so ProducerSettings must see and refuse it.
         if self._properties:
-            return {**self._fields, _PROPERTIES: self._properties}
+            return {_PROPERTIES: self._properties, **self._fields}
         return self._fields
 
 

@@ -109,6 +109,10 @@ BAD_MAPPINGS: list[tuple[Any, str]] = [
         {"bootstrap_servers": "a:1", "properties": "acks=all"},
         "properties must be a mapping, not str",
     ),
+    (
+        {"bootstrap_servers": "a:1", "properties": "acks=all", "linger.ms": 5},
+        "properties must be a mapping, not str",
+    ),
     ({"bootstrap_servers": "a:1", "properties": {1: 2}}, "properties: a name must be a str, not 1"),
     (
         {"bootstrap_servers": "a:1", "key_serializer": "json"},
