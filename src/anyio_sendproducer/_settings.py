@@ -320,7 +320,7 @@ class ProducerSettings:
         if not isinstance(service, str):
             raise SettingsError(f"service_name must be a str, not {shown(service)}")
         if service:
-            Lookup.parse(service)
+            _check_service(service)
             if self.bootstrap_servers:
                 raise SettingsError(
                     f"bootstrap_servers {listed(self.addresses)!r} and service_name "
@@ -710,6 +710,17 @@ def _servers(given: object) -> str:
             raise SettingsError(f"bootstrap_servers: the port of {text} is not from 1 to 65535")
         servers.append(server)
     return ",".join(servers)
+
+
+def _check_service(name: str) -> None:
+    """Check a name to look up. An error about a part of the name begins with the field."""
+    try:
+        Lookup.parse(name)
+    except SettingsError as error:
+        said = str(error)
+        if said.startswith("service_name"):
+            raise
+        raise SettingsError(f"service_name: {said}") from None
 
 
 def _properties(given: object) -> Mapping[str, Any]:

@@ -166,6 +166,10 @@ BAD_EXACTLY: list[tuple[dict[str, Any], str]] = [
     ({"resolve_timeout": 0}, f"resolve_timeout {DURATION} 0"),
     ({"resolve_timeout": None}, f"resolve_timeout {DURATION} None"),
     ({"service_name": None}, "service_name must be a str, not None"),
+    (
+        {"service_name": "_a b._tcp.x"},
+        "service_name: port_name must have no blanks and no control characters: 'a b'",
+    ),
     ({"service_name": "a b"}, "service_name must have no blanks and no control characters: 'a b'"),
     (
         {"service_name": "kafka.test"},

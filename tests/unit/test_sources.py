@@ -128,6 +128,11 @@ def test_an_invalid_mapping(mapping: Any, says: str) -> None:
     assert str(caught.value).startswith(says)
 
 
+def test_an_error_about_a_part_of_a_service_name_names_the_variable() -> None:
+    with pytest.raises(SettingsError, match=r"^P_SERVICE_NAME: service_name: protocol must have"):
+        ProducerSettings.from_env("P", {"P_SERVICE_NAME": "_kafka._t p.x"})
+
+
 def test_an_environment_without_an_address() -> None:
     with pytest.raises(SettingsError, match="variable P_BOOTSTRAP_SERVERS is not set"):
         ProducerSettings.from_env("P_", {})
