@@ -69,9 +69,9 @@ class SettingsResolver:
         # The rest of start_timeout after enrich and the look-up. find() sets it before the driver
         # thread starts; the driver thread takes it.
         self._left: float | None = None
-        # The service of the last settings that enrich returned, and the resolver that looks it up;
-        # None if those settings have only addresses.
-        self._service: tuple[Lookup, Resolver] | None = None
+        # The service of the last settings that enrich returned, the resolver that looks it up, and
+        # the time for one look-up; None if those settings have only addresses.
+        self._service: tuple[Lookup, Resolver, float] | None = None
         # Why the last call of find_again() failed, without its traceback, which refers to this
         # object.
         self._failure: Exception | None = None
@@ -167,8 +167,7 @@ class SettingsResolver:
             return False
         before = set(self.settings.addresses)
         try:
-            look_up = self._look_up(service, self.settings.resolve_timeout)
-            found = await _without_own_cancellation(look_up)
+            found = await _without_own_cancellation(self._look_up(service))
         except (DiscoveryError, _HookCancelledError) as error:
             with suppress(Exception):  # a log handler may raise
                 _log.warning(
@@ -236,18 +235,19 @@ class SettingsResolver:
             return completed
         method = settings.discovery_method
         resolver = discovery.dns() if method == "dns" else discovery.as_resolver(method)
-        service = self._service = (Lookup.parse(settings.service_name), resolver)
-        found = await self._look_up(service, settings.resolve_timeout)
+        lookup = Lookup.parse(settings.service_name)
+        service = self._service = (lookup, resolver, settings.resolve_timeout)
+        found = await self._look_up(service)
         return settings.evolve(bootstrap_servers=found, service_name="", enrich=None)
 
     @staticmethod
-    async def _look_up(service: tuple[Lookup, Resolver], seconds: float) -> list[str]:
+    async def _look_up(service: tuple[Lookup, Resolver, float]) -> list[str]:
         """Return the addresses of a service.
 
         Raises:
-            DiscoveryError: the service was not found within ``seconds``.
+            DiscoveryError: the service was not found in time.
         """
-        lookup, resolver = service
+        lookup, resolver, seconds = service
         what = f"service_name {str(lookup)!r:.100}, looked up with {one_line(repr(resolver))}"
         targets: list[Target] = []
         is_late = False

@@ -47,6 +47,9 @@ class Vault:
 ADDRESS: dict[str, Any] = {"bootstrap_servers": "a:1", "service_name": ""}
 SERVICE: dict[str, Any] = {"service_name": "kafka.test"}
 
+#: Seconds that do not pass during a test.
+LONG = 240.0
+
 
 async def test_a_service_that_enrich_replaced_is_not_looked_up(
     caplog: pytest.LogCaptureFixture,
@@ -81,6 +84,25 @@ async def test_the_latest_settings_say_how_a_service_is_looked_up() -> None:
     vault.changes = {**SERVICE, "discovery_method": Names("c:3")}
     assert await resolver.find_again()
     assert resolver.settings.addresses == ("c:3",)
+
+
+async def test_the_latest_settings_say_how_long_each_look_up_may_take(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    silent = False
+
+    async def resolve(_: Lookup) -> Sequence[Target]:
+        await (anyio.sleep_forever() if silent else anyio.lowlevel.checkpoint())
+        return [Target("b", 2)]
+
+    vault = Vault(**SERVICE, discovery_method=resolve)
+    resolver = SettingsResolver(ProducerSettings(enrich=vault, resolve_timeout=LONG))
+    await resolver.find()
+    vault.changes["resolve_timeout"] = 0.01
+    assert await resolver.find_again()
+    silent = True
+    assert not await resolver.moved()
+    assert "no answer within 0.01 s (resolve_timeout)" in caplog.text
 
 
 async def test_a_look_up_does_not_replace_newer_addresses() -> None:
