@@ -64,7 +64,7 @@ class StringSerializer:
         try:
             "".encode(encoding)  # a codec that is not for text, such as "hex", raises LookupError
             self._encode = codecs.lookup(encoding).encode
-        except (LookupError, TypeError, UnicodeError):
+        except (LookupError, TypeError, ValueError):  # ValueError: a NUL in the name
             raise SettingsError(
                 "StringSerializer: encoding must be a text encoding that Python knows, such as "
                 f"'utf-8', not {encoding!r}"

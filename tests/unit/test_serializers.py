@@ -101,6 +101,7 @@ ANY: Any = None
             (partial(StringSerializer, codec), SettingsError, f"not '{codec}'")
             for codec in ("hex", "rot13", "undefined")
         ),
+        (lambda: StringSerializer("utf-8\0"), SettingsError, r"not 'utf-8\x00'"),
         (
             lambda: StringSerializer(ANY),
             SettingsError,
