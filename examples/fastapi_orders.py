@@ -37,6 +37,7 @@ import uvicorn
 from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from pydantic_core import PydanticSerializationError
 
 from anyio_sendproducer import (
     DeliveryError,
@@ -163,6 +164,13 @@ async def not_delivered(request: Request, error: DeliveryError) -> JSONResponse:
 async def no_room(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
     """Ask for another attempt: the producer has no room, is closing, or is broken."""
     return try_again("not accepted: send it again")
+
+
+@app.exception_handler(PydanticSerializationError)
+@app.exception_handler(UnicodeEncodeError)
+async def not_text(request: Request, error: Exception) -> JSONResponse:  # noqa: ARG001
+    """Refuse half of a surrogate pair, which JSON can contain, but UTF-8 cannot."""
+    return JSONResponse({"detail": "a text is not valid Unicode"}, status_code=422)
 
 
 def try_again(detail: str) -> JSONResponse:

@@ -157,6 +157,12 @@ async def no_room(error: Exception) -> Response:  # noqa: ARG001  # Quart passes
     return answer(503, detail="not accepted: send it again")
 
 
+@app.errorhandler(UnicodeEncodeError)
+async def not_text(error: Exception) -> Response:  # noqa: ARG001  # Quart passes it
+    """Refuse half of a surrogate pair, which JSON can contain, but UTF-8 cannot."""
+    return answer(400, detail="a text is not valid Unicode")
+
+
 def answer(status: int, /, **content: object) -> Response:
     """Return a response with JSON. With status 503, it says when to try again."""
     headers = {"Retry-After": "1"} if status == 503 else {}

@@ -249,6 +249,29 @@ async def test_each_kind_of_failure_has_its_http_status(
 
 
 @services
+async def test_half_of_a_surrogate_pair_is_a_wrong_request(
+    service: str, broker: EmbeddedBroker
+) -> None:
+    """JSON can contain such a text, and no record can."""
+    orders = (
+        {"id": "\ud800", "customer": "alice", "items": ["tin"]},
+        {"id": "1", "customer": "\ud800", "items": ["tin"]},
+    )
+    async with serving(service, broker) as running_service:
+        for path, content in (
+            *(("/orders", order) for order in orders),
+            ("/page-views", {"page": "\ud800"}),
+        ):
+            response = await running_service.client.post(
+                path, content=json.dumps(content), headers={"Content-Type": "application/json"}
+            )
+            assert response.status_code == (422 if service == "fastapi_orders.py" else 400)
+        await running_service.client.aclose()
+        running_service.example.interrupt()
+        assert await running_service.example.code(within=SOON) == 0
+
+
+@services
 async def test_only_quart_cancels_an_order_whose_http_client_disconnects(
     service: str, broker: EmbeddedBroker
 ) -> None:
