@@ -9,6 +9,7 @@ import itertools
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Final, TypeVar, cast
 
 import anyio
@@ -94,7 +95,10 @@ class SettingsResolver:
         """The settings for the next client. With ``wait_for_cluster``, the first client's
         ``start_timeout`` is shorter by the time that ``enrich`` and the look-up took."""
         left, self._left = self._left, None
-        return self.settings if left is None else self.settings.evolve(start_timeout=left)
+        if left is None:
+            return self.settings
+        # A long timedelta causes no warning.
+        return self.settings.evolve(start_timeout=timedelta(seconds=left))
 
     async def find(self) -> None:
         """Complete the settings for the first client.

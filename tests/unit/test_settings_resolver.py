@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from typing import Any
 
 import anyio
@@ -103,6 +105,18 @@ async def test_the_latest_settings_say_how_long_each_look_up_may_take(
     silent = True
     assert not await resolver.moved()
     assert "no answer within 0.01 s (resolve_timeout)" in caplog.text
+
+
+async def test_the_rest_of_a_long_start_timeout_causes_no_warning() -> None:
+    start_timeout = timedelta(hours=2)
+    resolver = SettingsResolver(
+        ProducerSettings(enrich=Vault(**ADDRESS), start_timeout=start_timeout)
+    )
+    await resolver.find()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        settings = resolver.for_client()
+    assert 3600 < settings.start_timeout <= start_timeout.total_seconds()
 
 
 async def test_a_look_up_does_not_replace_newer_addresses() -> None:
