@@ -970,6 +970,20 @@ def test_the_working_directory_is_not_writable(
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows does not delete such a directory")
+def test_the_working_directory_was_deleted(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    deleted = here / "deleted"
+    deleted.mkdir()
+    monkeypatch.chdir(deleted)
+    deleted.rmdir()
+    assert run_main("produce", "-b", "x:1", "-t", "t") == 2
+    assert capsys.readouterr().err == (
+        "anyio-sendproducer: the working directory can't be written to: No such file or directory\n"
+    )
+
+
 def test_ctrl_c_before_the_event_loop_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -118,9 +118,8 @@ def run(order: Order) -> int:
     except (MissingExtra, SettingsError, FileExistsError) as error:
         return complain(error, USAGE)
     except OSError as error:
-        return complain(
-            f"{order.failed or Path.cwd()} can't be written to: {error.strerror}", USAGE
-        )
+        place = order.failed or _working_directory()
+        return complain(f"{place} can't be written to: {error.strerror}", USAGE)
     shows = is_terminal(stderr=True) if order.progress is None else order.progress
     job = _Job(order, settings, failed, shows=shows)
     try:
@@ -150,6 +149,13 @@ def _open_failed(path: Path | None) -> FailedFile:
         names = (f"{name}-{number}" if number else name for number in itertools.count())
         path = next(Path(f"{one}.jsonl") for one in names if not os.path.lexists(f"{one}.jsonl"))
     return FailedFile(path)
+
+
+def _working_directory() -> str:
+    try:
+        return os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:  # it was deleted
+        return "the working directory"
 
 
 class _Progress:
