@@ -109,6 +109,21 @@ async def test_one_kind_of_address_will_do(kind: str) -> None:
     assert found == [{"A": "10.0.0.1:1", "AAAA": "[::1]:1"}[kind]]
 
 
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+async def test_one_kind_of_address_will_do_if_the_server_is_silent_about_the_other(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("anyio_sendproducer.discovery._dns._PATIENCE", 0.1)
+    good = with_records("A 10.0.0.1", "AAAA ::1")
+
+    def answer(question: dns.message.Message) -> dns.message.Message | None:
+        return good(question) if question.question[0].rdtype.name == kind else None
+
+    with lying_server(answer) as server:
+        found = await ask(discovery.dns(server.address, port=1), "example.test")
+    assert found == [{"A": "10.0.0.1:1", "AAAA": "[::1]:1"}[kind]]
+
+
 async def test_a_truncated_answer_is_requested_again_over_tcp() -> None:
     good = with_records("SRV 1 1 9092 broker.test.")
 

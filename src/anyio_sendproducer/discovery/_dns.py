@@ -25,7 +25,8 @@ from ._types import Lookup, Target
 
 __all__ = ["DnsResolver"]
 
-#: The time that one name server has to answer before the next attempt; seconds.
+#: The time that one name server has to answer before the next attempt, and that the second kind of
+#: address has after the first was found; seconds.
 _PATIENCE: Final = 1.0
 #: The caller has its own timeout.
 _FOREVER: Final = 1e9
@@ -83,6 +84,9 @@ class DnsResolver:
                 failures.append(error)
             else:
                 found[kind] = [Target(one.address, self._port) for one in answer]
+                if found[kind]:
+                    # Some name servers never answer a request for AAAA records.
+                    tasks.cancel_scope.deadline = anyio.current_time() + _PATIENCE
 
         kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
         async with anyio.create_task_group() as tasks:
