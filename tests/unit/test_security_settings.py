@@ -399,6 +399,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl_cafile": f"{SECRET}\0"}, "without NUL characters"),
     ({**TLS, "ssl_keyfile": f"-----BEGIN {SECRET}"}, "not its content"),
     ({**TLS, "ssl_cafile": f"/{SECRET}"}, "'ssl_cafile' names a file that does not exist"),
+    (
+        {**TLS, "ssl_cafile": f"{SECRET:x<300}"},
+        "'ssl_cafile' names a file that can't be read: File name too long",
+    ),
+    ({**TLS, "ssl_cafile": f"{SECRET}\ud800"}, "'ssl_cafile' is not the name of a file"),
+    ({**TLS, "ssl_ciphers": f"{SECRET}\0"}, "'ssl_ciphers' names no cipher suite"),
     ({**TLS, "ssl.ca.pem": SECRET}, "'ssl.ca.pem' must be text in PEM format"),
     # A context of the user.
     ({**TLS, "ssl_context": SECRET}, "'ssl_context' must be an ssl.SSLContext, not str"),

@@ -121,7 +121,7 @@ class ReloadingSSLContext:
         stamps: list[object] = []
         for meaning in FILES:
             if meaning in self._given:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, ValueError):
                     found = Path(self._given.get(meaning)).stat()
                     stamps.append((meaning, found.st_mtime_ns, found.st_size, found.st_ino))
         return stamps
@@ -138,7 +138,8 @@ class ReloadingSSLContext:
             self._set_ciphers(context)
         if "ca" in given:
             path = given.get("ca")
-            if Path(path).is_dir():
+            # Unlike Path.is_dir(), this is False for a text that cannot be a path.
+            if os.path.isdir(path):  # noqa: PTH112
                 _check_directory(given, path)
                 context.load_verify_locations(capath=path)
             else:
@@ -230,7 +231,7 @@ class ReloadingSSLContext:
         problem = ""
         try:
             context.set_ciphers(":".join(names))
-        except ssl.SSLError as error:
+        except (ssl.SSLError, ValueError) as error:
             problem = _reason(error)
         if problem:
             raise self._given.wrong("ciphers", "names no cipher suite that this OpenSSL has")
@@ -335,6 +336,8 @@ def _pem_file(given: Given, meaning: str) -> str:
         problem = "names a file that does not exist"
     except OSError as error:
         problem = f"names a file that can't be read: {_reason(error)}"
+    except ValueError:  # for example, half of a surrogate pair
+        problem = "is not the name of a file"
     if content is None:
         problem = "must name a regular file, not a directory, a FIFO or a device"
         content = b""
