@@ -33,7 +33,7 @@ import os
 import signal
 import sqlite3
 import sys
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple, cast
@@ -158,9 +158,10 @@ def create_positions(servers: str) -> None:
     """Create the topic of the positions if it does not exist. Blocks."""
     admin = AdminClient({"bootstrap.servers": servers, "log_level": 0})
     topic = NewTopic(POSITIONS, num_partitions=1, config={"cleanup.policy": "compact"})
-    created = cast("dict[str, Any]", admin.create_topics([topic]))  # pyright: ignore[reportUnknownMemberType]
+    create = cast("Callable[..., dict[str, Any]]", admin.create_topics)  # pyright: ignore[reportUnknownMemberType]
+    created = create([topic], request_timeout=ANSWER_SECONDS)
     try:
-        created[POSITIONS].result(ANSWER_SECONDS)
+        created[POSITIONS].result()
     except KafkaException as error:
         if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
             raise

@@ -8,11 +8,13 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import socket
 import sqlite3
 import sys
 from pathlib import Path
 
 import pytest
+from confluent_kafka import KafkaException
 
 from anyio_sendproducer.testing import EmbeddedBroker
 from examples import outbox
@@ -127,3 +129,13 @@ async def test_the_outbox_does_not_start_without_a_broker(
     async with running("outbox.py", *arguments, env=env) as example:
         assert await example.code(within=SOON) == 1
         assert "127.0.0.1:1" in example.errors
+
+
+def test_a_cluster_that_is_silent_after_the_start_is_an_error_of_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(outbox, "ANSWER_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(KafkaException, match="Timed out"):
+            outbox.create_positions(address)
