@@ -1129,6 +1129,22 @@ def test_a_driver_that_gets_no_thread_does_not_open(
     assert not opened._handle.is_usable
 
 
+def test_close_at_the_end_of_open_ends_the_client(
+    client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(*_: Any, **__: Any) -> Client:
+        return client
+
+    monkeypatch.setattr(_client, "_Producer", make)
+    opened = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
+    client.answers = [lambda: opened.close(0)]  # a real program does this in another thread
+    with pytest.raises(ProducerStartError, match="closed while it was starting"):
+        opened.open(bell)
+    assert client.calls == ["close"]
+    assert not opened._handle.is_usable
+    assert opened._thread.join(PATIENCE)
+
+
 @pytest.mark.usefixtures("no_threads")
 def test_a_record_waits_for_a_partition_if_no_thread_can_start(driver: ConfluentDriver) -> None:
     assert driver._metadata.is_awaited("t", 1)

@@ -149,11 +149,17 @@ class ConfluentDriver:
         except BaseException:
             handle.end()
             raise
-        handle.is_usable = True
-        if not self._thread.start():
-            handle.is_usable = False
+        with handle.using:
+            # If close() came before this, it did not end the client.
+            is_closed = handle.closing.is_set()
+            is_open = handle.is_usable = not is_closed and self._thread.start()
+        if not is_open:
             handle.end()
-            raise ProducerStartError(f"no producer: {NO_THREAD}")
+            raise ProducerStartError(
+                "the producer was closed while it was starting"
+                if is_closed
+                else f"no producer: {NO_THREAD}"
+            )
         self._thread.is_prepared.wait(waits.SLICE_SECONDS)
 
     def _connect(self, deadline: float) -> None:
