@@ -32,7 +32,7 @@ import anyio
 import anyio.lowlevel
 
 from ._delivery import Entry
-from ._driver_events import Completed, DriverCrashed, Event, EventStream, Ready
+from ._driver_events import BatchSubmitted, Completed, DriverCrashed, Event, EventStream, Ready
 from ._driver_thread import DriverThread, Reply, has_started
 from ._exceptions import ProducerClosed, ProducerStartError
 from ._loops import Loop, Sentinel, Step
@@ -333,7 +333,10 @@ class Bridge:
         events = self._take_posted()
         outcomes = sum(len(event.entries) for event in events if type(event) is Completed)
         next_poll = self._polling.after_poll(outcomes=outcomes, limit=_POLL_LIMIT)
-        if self._polls_in_next_turn(polled, next_poll):
+        # If the thread submits, it may have passed a batch to the client after the poll counted the
+        # records in flight. Then the poll must be repeated.
+        is_batch_new = any(type(event) is BatchSubmitted for event in events)
+        if self._polls_in_next_turn(polled, next_poll) or is_batch_new:
             self.wake_pump()
         # If the pump has not taken earlier events, queue these behind them.
         return () if events and has_untaken and self._put_events(events) else events

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, cast
 
 import pytest
 
+from anyio_sendproducer import ProducerSettings, open_send_producer
 from anyio_sendproducer._bridge import Bridge
 from anyio_sendproducer._driver_events import BatchSubmitted, ClientOpened, Event, MetadataChanged
 from anyio_sendproducer._driver_thread import DriverThread
 from anyio_sendproducer._loops import current_loop
-from anyio_sendproducer.drivers import Submitted
+from anyio_sendproducer.drivers import Submission, Submitted
 from anyio_sendproducer.testing import FakeDriver, Gate
+from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.calls import at_gate, quiet, record
 from tests.support.lingering_driver import LingeringDriver
 from tests.support.recorder import Parcel
-from tests.support.waiting import blocking_until, until
+from tests.support.waiting import PATIENCE, blocking_until, until
 
 
 class Outbox(list[Event]):
@@ -90,6 +92,36 @@ async def test_two_events_need_one_wake_up(bridge: Bridge) -> None:
         thread.join()
     await quiet()
     assert (len(bridge.events.items), bridge.wake_ups) == (1, 1)
+
+
+class Overtaken(PolledFakeDriver):
+    """The thread submits a batch just after a poll has counted the records in flight."""
+
+    def __init__(self) -> None:
+        super().__init__(direct=False)
+        self.worker: DriverThread | None = None
+        self.has_counted = threading.Event()
+
+    def submit(self, batch: Sequence[Submission], /) -> Submitted:
+        assert self.has_counted.wait(PATIENCE)
+        return super().submit(batch)
+
+    def poll(self, limit: int, /) -> int:
+        in_flight = super().poll(limit)
+        worker = self.worker
+        if worker is not None and not self.has_counted.is_set():
+            self.has_counted.set()
+            blocking_until(lambda: len(worker.outbox) > 0)
+        return in_flight
+
+
+async def test_a_batch_that_a_poll_did_not_count_is_polled_for() -> None:
+    driver = Overtaken()
+    settings = ProducerSettings(bootstrap_servers="fake.invalid:9092", delivery_timeout=PATIENCE)
+    async with open_send_producer(settings, driver=driver) as producer:
+        driver.worker = producer._engine.bridge._worker
+        await producer.send(record())
+        assert driver.has_counted.is_set()
 
 
 # --- the thread's count of commands, and its lingering driver ---------------------------------
