@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Generator, Iterator
 from typing import Any
 
+import anyio.to_thread
 import pytest
 from confluent_kafka import KafkaError
 
@@ -23,6 +25,7 @@ from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, raising
 from tests.support.recorder import Parcel, Recorder, asked, learn
+from tests.support.sequenced_broker import Batch, sequenced_brokers
 
 
 @pytest.fixture
@@ -189,6 +192,36 @@ def test_records_for_a_deleted_topic_are_possibly_persisted(cluster: MockCluster
         # If a topic was never written to, no sequence number is missing.
         [broken] = recorder.breaks
         assert "_UNKNOWN_TOPIC" in str(broken)
+
+
+@pytest.mark.parametrize("partition", [1, None], ids=["named", "chosen"])
+async def test_the_first_record_of_a_topic_that_disappears_may_be_persisted(
+    partition: int | None,
+) -> None:
+    """A broker wrote the record, but its answer was lost."""
+    with sequenced_brokers() as brokers:
+        is_written = threading.Event()
+
+        def lose(_: Batch) -> None:
+            brokers.second_answers.clear()
+            brokers.unknown.add("t")
+            is_written.set()
+
+        brokers.judge = lose
+        settings = ProducerSettings(
+            bootstrap_servers=brokers.address,
+            unknown_topic_timeout=0.2,
+            properties={"topic.metadata.refresh.interval.ms": 100, "retry.backoff.ms": 1},
+        )
+        async with open_send_producer(settings, driver="confluent") as producer:
+            # With this key, librdkafka chooses partition 1.
+            delivery = await producer.enqueue(ProducerRecord("t", b"v", b"1", partition=partition))
+            await anyio.to_thread.run_sync(is_written.wait)
+            with pytest.raises(DeliveryError) as caught:
+                await delivery.wait()
+            brokers.second_answers.set()
+        assert brokers.values == [b"v"]
+    assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
 
 
 def test_records_for_a_topic_that_became_forbidden_may_be_persisted(cluster: MockCluster) -> None:

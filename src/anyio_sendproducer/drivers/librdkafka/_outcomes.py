@@ -171,7 +171,10 @@ class Outcomes:
         if error.fatal() or is_fenced:
             self._health.break_client(error)
         was_written_to = record.topic in self._written_topics
-        never_written = code in UNKNOWN_TOPIC and not was_written_to
+        # With _UNKNOWN_PARTITION, the client may have known the partition before, and may have sent
+        # the record without getting an answer.
+        is_unknown = code in UNKNOWN_TOPIC and code != KafkaError._UNKNOWN_PARTITION
+        never_written = is_unknown and not was_written_to
         is_refused = code in REFUSALS and self.is_sent_once(message)
         if code == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             self._forbidden_topics.add(record.topic)
@@ -213,6 +216,8 @@ class Outcomes:
         reason = text_of(error)
         if code in PURGED:
             reason = self._health.why_purged()
+        elif code == KafkaError._UNKNOWN_PARTITION:
+            reason = self._no_partition(record, message.partition())
         return delivery_error(
             DeliveryError,
             f"the record was not acknowledged: {reason}",
@@ -242,14 +247,7 @@ class Outcomes:
             return not_written(record, f"librdkafka did not take it: {text_of(error)}", error)
         reason = f"{by} refused the record for topic {record.topic!r}: {text_of(error)}"
         if code == KafkaError._UNKNOWN_PARTITION:
-            reason = f"topic {record.topic!r} has no partition {partition}"
-            count = self._metadata.partition_count(record.topic)
-            if record.partition is None:
-                partitioner = self._settings.partitioner
-                chooser = "librdkafka" if partitioner is None else "the partitioner"
-                reason += f", which {chooser} chose"
-            elif count is not None:
-                reason += f"; it has {count}"
+            reason = self._no_partition(record, partition)
         elif code in UNKNOWN_TOPIC:
             reason = (
                 f"the cluster does not know topic {record.topic!r} and did not create it within "
@@ -260,3 +258,15 @@ class Outcomes:
                 "the record is larger than message.max.bytes, which is Kafka's max.request.size"
             )
         return rejected(record, reason, exception_of(error))
+
+    def _no_partition(self, record: ProducerRecord[Any, Any], partition: int) -> str:
+        """Return the text for a partition that does not exist."""
+        reason = f"topic {record.topic!r} has no partition {partition}"
+        count = self._metadata.partition_count(record.topic)
+        if record.partition is None:
+            partitioner = self._settings.partitioner
+            chooser = "librdkafka" if partitioner is None else "the partitioner"
+            reason += f", which {chooser} chose"
+        elif count is not None:
+            reason += f"; it has {count}"
+        return reason
