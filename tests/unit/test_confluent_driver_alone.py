@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import confluent_kafka
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
@@ -782,6 +783,22 @@ def test_a_closing_client_does_not_search_for_brokers(
     cut_off._handle.closing.set()
     cut_off._thread._bootstrap.search()
     assert (client.asked, others.made, bell.breaks) == (0, [], [])
+
+
+def test_librdkafka_takes_the_configuration_of_a_search(client: Client, others: Others) -> None:
+    settings = ProducerSettings(
+        bootstrap_servers="broker.invalid:1",
+        transactional_id="id",
+        properties={"enable.gapless.guarantee": True},
+    )
+    driver = ConfluentDriver(settings)
+    driver._handle.client = client
+    client.patience = 1
+    client.answers = [no_answer]
+    others.answer = no_answer
+    driver._thread._bootstrap.search()
+    [config] = others.configs
+    confluent_kafka.Producer(config).close()
 
 
 class Tokens:

@@ -69,6 +69,7 @@ class BootstrapSearch:
         config = {
             **self._config,
             "enable.idempotence": False,
+            "enable.gapless.guarantee": False,  # without idempotence, librdkafka refuses True
             # The client itself has logged the same errors.
             "log_level": 0,
         }
