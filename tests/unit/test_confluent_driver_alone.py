@@ -1146,6 +1146,15 @@ def test_a_driver_that_gets_no_thread_does_not_open(
     assert not opened._handle.is_usable
 
 
+def test_a_client_that_gets_no_thread_does_not_open(bell: Bell, others: Others) -> None:
+    """The settings are not the reason, so another attempt may succeed."""
+    said = "Failed to create producer: Failed to create thread: Cannot allocate memory (12)"
+    others.refusal = KafkaException(KafkaError(KafkaError._CRIT_SYS_RESOURCE, said))
+    opened = ConfluentDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
+    with pytest.raises(ProducerStartError, match="no producer: Failed to create producer"):
+        opened.open(bell)
+
+
 def test_close_at_the_end_of_open_ends_the_client(
     client: Client, bell: Bell, monkeypatch: pytest.MonkeyPatch
 ) -> None:

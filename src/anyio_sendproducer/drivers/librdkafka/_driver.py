@@ -40,7 +40,14 @@ from . import _waits as waits
 from ._bootstrap import WITHOUT_REBOOTSTRAP, BootstrapSearch
 from ._client import NO_TOPIC, ClientHandle, look_up
 from ._config import librdkafka_config
-from ._errors import LoginRefused, NotReached, harmless_failure, not_taken, text_of_failure
+from ._errors import (
+    LoginRefused,
+    NotReached,
+    harmless_failure,
+    is_out_of_resources,
+    not_taken,
+    text_of_failure,
+)
 from ._health import Health
 from ._log_relay import LogRelay, logger
 from ._metadata import TopicMetadata
@@ -140,7 +147,10 @@ class ConfluentDriver:
         try:
             handle.make(config)
         except (KafkaException, TypeError, ValueError) as error:
-            message = f"librdkafka refuses the settings: {text_of_failure(error)}"
+            text = text_of_failure(error)
+            if is_out_of_resources(error):
+                raise ProducerStartError(f"no producer: {text}") from harmless_failure(error)
+            message = f"librdkafka refuses the settings: {text}"
             raise SettingsError(message) from harmless_failure(error)
         try:
             self._connect(deadline)

@@ -27,6 +27,7 @@ __all__ = [
     "NotReached",
     "exception_of",
     "harmless_failure",
+    "is_out_of_resources",
     "not_taken",
     "not_written",
     "rejected",
@@ -122,6 +123,13 @@ def text_of_failure(failure: Exception) -> str:
     """Return the text of any exception that the client raises, on one line."""
     first = failure.args[0] if failure.args else failure
     return text_of(first) if isinstance(first, KafkaError) else one_line(failure)
+
+
+def is_out_of_resources(failure: Exception) -> bool:
+    """Return whether the client raised this exception because the system has too little memory, or
+    too few threads. Then the settings may be right."""
+    first = failure.args[0] if failure.args else None
+    return isinstance(first, KafkaError) and first.code() == KafkaError._CRIT_SYS_RESOURCE
 
 
 def _on_one_line(error: Any) -> Any:
