@@ -871,6 +871,25 @@ def test_a_start_without_a_token_ends_in_time(bell: Bell, others: Others) -> Non
     assert others.configs == []
 
 
+def test_a_token_provider_that_hangs_delays_a_start_until_its_end_only() -> None:
+    """The provider has used up the time of the start before, and a call may take as long again."""
+    goes_on = threading.Event()
+
+    class Hanging:
+        def token(self) -> str:
+            assert goes_on.wait(PATIENCE)
+            return "a-token"
+
+    driver = with_tokens()
+    tokens = driver._tokens
+    assert tokens is not None
+    tokens._source._provider = Hanging()
+    with pytest.raises(ProducerStartError, match=r"token\(\) of .* has not returned in time"):
+        tokens.wait_for_callback(time.monotonic())
+    goes_on.set()
+    assert tokens.callback()("")[0] == "a-token"
+
+
 def test_a_start_that_waits_for_a_token_can_be_closed(bell: Bell, others: Others) -> None:
     driver = with_tokens(ValueError("not yet"), start_timeout=PATIENCE)
     driver.close(0)

@@ -52,6 +52,13 @@ class ClientTokens:
         Raises:
             ProducerStartError: there was no token in time, or the driver was closed.
         """
+        self._source.until = deadline
+        try:
+            return self._retried_callback(deadline)
+        finally:
+            self._source.until = math.inf
+
+    def _retried_callback(self, deadline: float) -> TokenCallback:
         pause = waits.SLICE_SECONDS
         while True:
             try:

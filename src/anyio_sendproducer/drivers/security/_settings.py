@@ -18,6 +18,7 @@ import os
 import re
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 from urllib.parse import urlsplit
@@ -318,6 +319,8 @@ class TokenSource:
         self._context = contextvars.copy_context()
         #: The thread of the last call. The next call starts after it has ended.
         self._thread: threading.Thread | None = None
+        #: When a call must end, even if it may take longer; in seconds of :func:`time.monotonic`.
+        self.until = math.inf
 
     def token(self) -> str:
         """Return a token.
@@ -369,7 +372,9 @@ class TokenSource:
             raise NoToken(f"no thread could be started for {what}: {error}") from error
         self._thread = thread
         if not self._has_returned():
-            raise NoToken(f"{what} has not returned within {self._seconds:g} s (start_timeout)")
+            is_cut = self.until < math.inf
+            limit = "in time" if is_cut else f"within {self._seconds:g} s (start_timeout)"
+            raise NoToken(f"{what} has not returned {limit}")
         if errors:
             raise NoToken(f"{what} {raised_text(errors[0])}") from errors[0]
         return answers[0]
@@ -378,7 +383,7 @@ class TokenSource:
         thread = self._thread
         if thread is None:
             return True
-        thread.join(self._seconds)
+        thread.join(max(0.001, min(self._seconds, self.until - time.monotonic())))
         return not thread.is_alive()
 
 
