@@ -373,7 +373,11 @@ class Bridge:
     def last_error(self) -> BaseException | None:
         """Return the reason why the client reaches no broker, if the driver knows it."""
         driver, open_error = self._worker.driver, self._worker.open_error
-        return (None if driver is None else driver.last_error()) or open_error
+        try:
+            return (None if driver is None else driver.last_error()) or open_error
+        except Exception as error:  # noqa: BLE001  # as in DriverThread.submit()
+            self._put_events([DriverCrashed(error)])
+            return error
 
     def is_disconnected(self) -> bool:
         """Whether the client reaches no broker at all."""

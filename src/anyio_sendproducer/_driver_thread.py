@@ -224,7 +224,10 @@ class DriverThread:
 
     def run_command(self, command: Callable[[], None]) -> None:
         """Run one command."""
-        command()
+        try:
+            command()
+        except Exception as error:  # noqa: BLE001  # as in submit()
+            self._crash(error)
         self.commands_done += 1
 
     def open(self, generation: int) -> None:

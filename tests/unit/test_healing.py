@@ -272,6 +272,35 @@ async def test_a_record_that_waits_for_the_next_client_has_the_reason_of_the_las
         assert producer._engine.bridge.last_error() is None
 
 
+@pytest.mark.parametrize("caller", ["loop", "thread"])
+async def test_a_driver_whose_last_error_raises_breaks_the_producer(
+    settings: ProducerSettings, caller: str
+) -> None:
+    class Faulty(FakeDriver):
+        def last_error(self) -> Exception | None:
+            is_on_loop = threading.get_ident() == loop_thread
+            if faults and is_on_loop == (caller == "loop"):
+                raise faults[0]
+            return None
+
+    loop_thread = threading.get_ident()
+    faults: list[Exception] = []
+    fake = Faulty(manual=True)
+    async with open_send_producer(settings, driver=fake) as producer:
+        delivery = producer.enqueue_nowait(record())
+        await until(lambda: producer.statistics().in_flight == 1)
+        faults.append(KeyError("the driver's own"))
+        if caller == "loop":
+            assert producer._engine.last_error() is faults[0]
+        else:
+            fake.break_client()
+        with pytest.raises(DeliveryError):
+            await delivery.wait()
+        with pytest.raises(ProducerBroken) as caught:
+            await producer.send(record())
+        assert caught.value.__cause__ is faults[0]
+
+
 @pytest.mark.usefixtures("eager")
 async def test_the_factory_makes_the_next_client(settings: ProducerSettings) -> None:
     """A factory that fails is called again, like a client that does not open."""
