@@ -351,6 +351,9 @@ class DriverThread:
                 self._crash(failure)
                 return
             except SendProducerError as failure:
+                if self.stopping.is_set() or self._is_abandoned:  # that is the reason
+                    self.close_driver(0)
+                    return
                 self.open_error = failure
                 with suppress(Exception):  # a log handler may raise
                     _log.warning(

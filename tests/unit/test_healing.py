@@ -389,6 +389,26 @@ async def test_the_pause_before_the_next_client_names_its_reason_and_does_not_de
     assert time.monotonic() - began < PATIENCE
 
 
+async def test_a_client_that_the_close_keeps_from_opening_is_not_tried_again(
+    settings: ProducerSettings, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Closed(FakeDriver):
+        def open(self, sink: Any, /) -> None:
+            reached.set()
+            assert closed.wait(PATIENCE)
+            raise ProducerStartError("the producer was closed while it was starting")
+
+        def close(self, timeout: float, /) -> None:
+            super().close(timeout)
+            closed.set()
+
+    reached, closed = threading.Event(), threading.Event()
+    settings = settings.evolve(wait_for_cluster=False)
+    async with open_send_producer(settings, driver=Closed()):
+        await until(reached.is_set)
+    assert caplog.messages == []
+
+
 async def test_closing_is_bounded_while_no_client_can_be_opened(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
