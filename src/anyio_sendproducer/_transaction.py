@@ -237,7 +237,8 @@ class Transaction(Sender, NoPublicConstructor):
                 within ``delivery_timeout``; or the transaction has ended.
             TypeError: ``offsets`` is not a mapping, or ``group_metadata`` has a wrong type.
             ValueError: a key of ``offsets`` is not a topic with a partition, an offset is not an
-                int of 0 or more, or the bytes are not group metadata.
+                int of 0 or more, the metadata or the leader epoch of an offset or an attribute of
+                the group is wrong, or the bytes are not group metadata.
             ProducerClosed, ProducerBroken, ProducerMisused: as for :meth:`SendProducer.send`.
 
         After a cancellation, it is unknown whether the brokers received the offsets, so the

@@ -33,8 +33,8 @@ T = TypeVar("T")
 
 #: A topic's name as brokers accept it (``org.apache.kafka.common.internals.Topic``).
 _TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
-_MAX_INT32: Final = 2**31 - 1
-_MAX_INT64: Final = 2**63 - 1
+MAX_INT32: Final = 2**31 - 1
+MAX_INT64: Final = 2**63 - 1
 
 
 def check_record(
@@ -94,12 +94,12 @@ def check_record(
             size += len(key)
     partition = record.partition
     if partition is not None:
-        _check_number(record, "partition", partition, _MAX_INT32)
+        _check_number(record, "partition", partition, MAX_INT32)
         if type(partition) is not int:
             record = dataclasses.replace(record, partition=plain(partition))
     timestamp_ms = record.timestamp_ms
     if timestamp_ms is not None:
-        _check_number(record, "timestamp_ms", timestamp_ms, _MAX_INT64)
+        _check_number(record, "timestamp_ms", timestamp_ms, MAX_INT64)
         if type(timestamp_ms) is not int:
             record = dataclasses.replace(record, timestamp_ms=plain(timestamp_ms))
     if record.headers:
@@ -141,23 +141,25 @@ def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
 
 
 def _check_topic(record: ProducerRecord[Any, Any]) -> None:
-    topic = cast("object", record.topic)
+    problem = topic_problem(record.topic)
+    if problem is not None:
+        raise _rejected(record, problem)
+
+
+def topic_problem(topic: object) -> str | None:
+    """Say what is wrong with the name of a topic; None if nothing is."""
     if not isinstance(topic, str):
         # Show only the type. If the caller swapped topic and value, `topic` holds the value.
-        raise _rejected(record, f"topic must be a str, not {type(topic).__name__}")
+        return f"topic must be a str, not {type(topic).__name__}"
     if not topic:
-        raise _rejected(record, "topic is empty: name the topic to write to")
+        return "topic is empty: name the topic to write to"
     if len(topic) > 249:
-        raise _rejected(
-            record,
-            f"topic has {len(topic)} characters, but Kafka allows 249 at most: {topic[:40]!r}…",
-        )
+        return f"topic has {len(topic)} characters, but Kafka allows 249 at most: {topic[:40]!r}…"
     if topic in {".", ".."}:
-        raise _rejected(record, f"topic {topic!r} is a name that Kafka does not allow")
+        return f"topic {topic!r} is a name that Kafka does not allow"
     if not _TOPIC_NAME.fullmatch(topic):
-        raise _rejected(
-            record, f"topic {topic!r} has characters other than a-z, A-Z, 0-9, '.', '_' and '-'"
-        )
+        return f"topic {topic!r} has characters other than a-z, A-Z, 0-9, '.', '_' and '-'"
+    return None
 
 
 def _check_number(

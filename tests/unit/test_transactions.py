@@ -7,6 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import anyio
@@ -476,7 +477,7 @@ async def test_offsets_are_part_of_the_transaction(
     ]
 
 
-@pytest.mark.parametrize("bad", [-1, 1.5, True, "1", None])
+@pytest.mark.parametrize("bad", [-1, 1.5, True, "1", None, 2**63])
 async def test_an_invalid_offset(settings: ProducerSettings, fake: FakeDriver, bad: Any) -> None:
     async with (
         open_send_producer(settings, driver=fake) as producer,
@@ -493,7 +494,10 @@ async def test_an_invalid_offset(settings: ProducerSettings, fake: FakeDriver, b
 
 @pytest.mark.parametrize(
     "key",
-    ["t0", "t", 7, None, ("t",), ("t", "0"), (0, "t"), ("t", -1), ("t", 0, 1), b"t0"],
+    [
+        *("t0", "t", 7, None, ("t",), ("t", "0"), (0, "t"), ("t", 0, 1), b"t0"),
+        *(("t", -1), ("t", 2**31), ("t", True)),
+    ],
     ids=str,
 )
 async def test_an_invalid_partition_of_an_offset(
@@ -509,6 +513,53 @@ async def test_an_invalid_partition_of_an_offset(
             await tx.send_offsets(cast("Any", [(key, 1)]), "group")
     assert fake.offsets == []
     assert ended(fake) == [("committed", [])]
+
+
+@pytest.mark.parametrize(
+    ("position", "said"),
+    [
+        ({"metadata": b"note"}, "the metadata of partition 0 of topic 't' must be a str"),
+        ({"metadata": "\ud800"}, "the metadata of partition 0 of topic 't' must be a str"),
+        ({"leader_epoch": -2}, "leader_epoch of partition 0 of topic 't' must be .* not -2"),
+        ({"leader_epoch": 2**31}, "leader_epoch of partition 0 of topic 't' must be an int"),
+    ],
+)
+async def test_an_invalid_position(
+    settings: ProducerSettings, fake: FakeDriver, position: dict[str, Any], said: str
+) -> None:
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.transaction() as tx,
+    ):
+        with raising(ValueError, match=said):
+            await tx.send_offsets({("t", 0): SimpleNamespace(offset=1, **position)}, "group")
+        with raising(ValueError, match="offsets: topic 'no/topic' has characters other than"):
+            await tx.send_offsets({("no/topic", 0): 1}, "group")
+    assert fake.offsets == []
+
+
+@pytest.mark.parametrize(
+    ("group", "said"),
+    [
+        ("", "group_id must be a str that is not empty"),
+        ("a\0b", "group_id must be a str"),
+        (ConsumerGroupMetadata(cast("Any", None)), "group_id must be a str"),
+        (ConsumerGroupMetadata("g", 2**31), "generation_id must be an int of -1 or more, not 2"),
+        (ConsumerGroupMetadata("g", 1, cast("Any", None)), "member_id must be a str"),
+        (ConsumerGroupMetadata("g", 1, "m", "\ud800"), "group_instance_id must be a str or None"),
+    ],
+    ids=str,
+)
+async def test_an_invalid_group(
+    settings: ProducerSettings, fake: FakeDriver, group: Any, said: str
+) -> None:
+    async with (
+        open_send_producer(settings, driver=fake) as producer,
+        producer.transaction() as tx,
+    ):
+        with raising(ValueError, match=f"group_metadata: the {said}"):
+            await tx.send_offsets({("t", 0): 1}, group)
+    assert fake.offsets == []
 
 
 @pytest.mark.parametrize("kind", [TransactionAborted, TransactionError, ProducerFenced])
