@@ -944,6 +944,29 @@ def test_a_record_refused_on_a_retry_may_have_been_written(cluster: MockCluster)
         assert [type(error).__name__ for error in recorder.breaks] == ["InvalidRecordError"]
 
 
+@pytest.mark.parametrize("is_partitioned", [True, False])
+def test_a_refusal_on_a_retry_proves_nothing_without_idempotence(
+    cluster: MockCluster, is_partitioned: bool
+) -> None:
+    """The answer to the first attempt may have been lost."""
+    properties: dict[str, Any] = {"acks": 1}
+    if is_partitioned:
+        properties["partitioner"] = partitioner(lambda _: 0)
+    with opened(cluster, properties=properties) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=None if is_partitioned else 0)
+        for codes in ((NOT_LEADER_OR_FOLLOWER, TOPIC_AUTHORIZATION_FAILED), (INVALID_RECORD,)):
+            for code in codes:
+                cluster.answer_next(1, code)
+            [outcome] = send_all(driver, recorder, [record])
+            assert isinstance(outcome, DeliveryError)
+            is_certain = len(codes) == 1
+            assert isinstance(outcome, RecordRejected) is is_certain
+            assert (outcome.persistence is Persistence.NOT_PERSISTED) is is_certain
+        metadata_of(send_all(driver, recorder, [record])[0])
+        assert recorder.breaks == []
+
+
 def test_a_client_without_any_permission_to_write_is_broken(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)

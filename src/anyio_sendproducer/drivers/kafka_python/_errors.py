@@ -35,6 +35,7 @@ __all__ = [
     "GivenUp",
     "LoginRefused",
     "NotReached",
+    "RefusedLater",
     "address_of",
     "client_words",
     "given_up",
@@ -110,6 +111,18 @@ class LoginRefused(Exception):
 
 class NotReached(kafka_errors.KafkaTimeoutError):
     """No broker answered before the deadline. The message has the reason for each address."""
+
+
+class RefusedLater(Exception):
+    """A broker refused a batch that had been sent before. An earlier attempt may have been written.
+
+    Args:
+        refusal: the client's error.
+    """
+
+    def __init__(self, refusal: Exception) -> None:
+        super().__init__(str(refusal))
+        self.refusal = refusal
 
 
 class GivenUp(Exception):

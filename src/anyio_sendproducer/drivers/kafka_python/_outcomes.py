@@ -8,7 +8,16 @@ from ..._exceptions import DeliveryError
 from ..._shown import harmless
 from .._protocols import Sink, Submission
 from ._batches import PartitionRun
-from ._errors import RECOVERED, REFUSALS, GivenUp, given_up, not_acknowledged, rejected, text_of
+from ._errors import (
+    RECOVERED,
+    REFUSALS,
+    GivenUp,
+    RefusedLater,
+    given_up,
+    not_acknowledged,
+    rejected,
+    text_of,
+)
 from ._transactions import Transactions
 
 __all__ = ["Outcomes"]
@@ -55,6 +64,8 @@ class Outcomes:
         """Translate the client's error for one record."""
         if isinstance(error, GivenUp):
             return given_up(submission.record, error)
+        if isinstance(error, RefusedLater):
+            return not_acknowledged(submission.record, error.refusal)
         if self._transactions is not None:
             self._transactions.note_failure(error)
         is_refused = isinstance(error, REFUSALS)

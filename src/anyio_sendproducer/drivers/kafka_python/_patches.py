@@ -14,6 +14,7 @@ client.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from collections.abc import Callable
@@ -22,7 +23,7 @@ from typing import Any, Final, cast
 
 from kafka import KafkaProducer
 
-from ._errors import OF_EVERYTHING, OF_ONE_RECORD
+from ._errors import OF_EVERYTHING, OF_ONE_RECORD, REFUSALS, RefusedLater
 
 __all__ = [
     "Accumulator",
@@ -196,6 +197,7 @@ def patch_isolate_rejections(
 
     With transactions, a refusal ends the transaction, and no batch is divided. The patched client
     then only removes from ``refused`` the partition of a failed batch that was sent more than once.
+    Without idempotence, the error of such a batch becomes a ``RefusedLater``.
 
     Args:
         producer: the client.
@@ -225,6 +227,8 @@ def patch_isolate_rejections(
     can_split = sender._can_split
 
     def can_split_refused(batch: Any, error: type[Exception]) -> bool:
+        if manager is None and batch.attempts:
+            batch.complete_exceptionally = functools.partial(_complete_later, batch)
         return can_split(batch, error) or (
             issubclass(error, OF_ONE_RECORD)
             and batch.record_count > 1
@@ -254,6 +258,16 @@ def patch_isolate_rejections(
 
     manager.classify_batch_error = classify_refused
     return cast("Callable[[], bool]", manager.has_fatal_error)
+
+
+def _complete_later(batch: Any, exception: Exception, find_error: Callable[[int], Any]) -> bool:
+    """Stand in for the ``complete_exceptionally`` of a batch that was sent more than once."""
+
+    def find_doubtful(index: int) -> Any:
+        error = find_error(index)
+        return RefusedLater(error) if isinstance(error, REFUSALS) else error
+
+    return cast("bool", type(batch).complete_exceptionally(batch, exception, find_doubtful))
 
 
 class Accumulator:
