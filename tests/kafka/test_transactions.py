@@ -524,6 +524,21 @@ async def test_offsets_of_a_consumer_outside_the_group_are_refused(
         assert await run_sync(committed_offset, cluster, made.topic, source) is None
 
 
+async def test_offsets_of_an_aborted_transaction_are_not_sent_with_the_next(
+    cluster: KafkaCluster, driver: DriverName
+) -> None:
+    source = cluster.create_topic(partitions=2)
+    async with transactions(cluster, driver) as (made, producer):
+        member = kafka.structs.ConsumerGroupMetadata(made.topic, 3, "nobody", None)
+        with raising(TransactionAborted):
+            async with producer.transaction() as tx:
+                await tx.send_offsets({(source, 0): 1}, member)
+        async with producer.transaction() as tx:
+            await tx.send_offsets({(source, 1): 2}, made.topic)
+        assert await run_sync(committed_offset, cluster, made.topic, source) is None
+        assert producer.statistics().generations == 1
+
+
 #: The time after which the group removes a member whose request to leave did not arrive.
 SESSION_MS: Final = 10_000
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import threading
 import time
 import types
 from typing import Any
 
+import kafka
 import kafka.errors
+import kafka.structs
 import pytest
 
 from anyio_sendproducer import (
@@ -28,6 +31,9 @@ from tests.support.fake_kafka_client import opened_on
 from tests.support.recorder import Parcel
 
 SETTINGS = ProducerSettings(bootstrap_servers="broker.invalid:1", transactional_id="id")
+
+#: An error code of Kafka's protocol.
+ILLEGAL_GENERATION = 22
 
 GROUP = ConsumerGroupMetadata("group")
 
@@ -58,6 +64,7 @@ class Manager:
         self.fatal = False
         self.bumping = 0
         self.begin_error: Exception | None = None
+        self._pending_txn_offset_commits: dict[Any, Any] = {}
 
     def is_bumping_epoch(self) -> bool:
         self.bumping -= 1
@@ -113,6 +120,40 @@ def test_a_transaction_is_begun_once(driver: KafkaPythonDriver, manager: Manager
     manager.begin_error = kafka.errors.KafkaError("no")
     with pytest.raises(TransactionError, match="could not be begun: no"):
         driver.begin_transaction()
+
+
+@pytest.mark.parametrize("is_forgotten", [True, False])
+def test_offsets_of_an_aborted_transaction_are_forgotten(is_forgotten: bool) -> None:
+    """The manager is kafka-python's own. It does not forget them by itself."""
+    manager: Any = importlib.import_module("kafka.producer.transaction_manager").TransactionManager(
+        transactional_id="id", api_version=(2, 5)
+    )
+
+    def answer(**fields: Any) -> Any:
+        handler = manager.next_request_handler(False)
+        handler.handle_response(types.SimpleNamespace(**fields))
+        return handler.request
+
+    def send_offset(partition: int, code: int) -> list[int]:
+        where = kafka.TopicPartition("t", partition)
+        position = kafka.structs.OffsetAndMetadata(5, "", -1)
+        manager.send_offsets_to_transaction({where: position}, "group")
+        answer(error_code=0)
+        [topic] = answer(topics=[("t", [(partition, code)])]).topics
+        return sorted(one.partition_index for one in topic.partitions)
+
+    nothing: Any = None
+    producer: Any = types.SimpleNamespace(begin_transaction=manager.begin_transaction)
+    transactions = Transactions(SETTINGS, producer, manager, nothing, nothing)
+    begin = transactions.begin if is_forgotten else manager.begin_transaction
+    manager.initialize_transactions()
+    answer(error_code=0, producer_id=1, producer_epoch=0)
+    manager.begin_transaction()
+    assert send_offset(0, ILLEGAL_GENERATION) == [0]
+    manager.begin_abort()
+    answer(error_code=0)
+    begin()
+    assert send_offset(1, 0) == ([1] if is_forgotten else [0, 1])
 
 
 def test_a_late_answer_is_waited_for(driver: KafkaPythonDriver, manager: Manager) -> None:

@@ -35,6 +35,7 @@ from ..._settings import ProducerSettings
 from ..._shown import harmless
 from .._protocols import ConsumedOffset, Deadline
 from ._errors import FENCED, client_words
+from ._patches import forget_offsets
 
 __all__ = ["Transactions"]
 
@@ -142,6 +143,7 @@ class Transactions:
             self._producer.begin_transaction()
         except Exception as error:
             raise self._failure(error, "the transaction could not be begun") from error
+        forget_offsets(self._manager)
         self._has_begun = True
 
     def send_offsets(
