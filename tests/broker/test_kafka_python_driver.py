@@ -799,6 +799,55 @@ def test_a_look_up_during_an_answer_is_repeated() -> None:
     assert [metadata.topics() for _ in range(2)] == [{"old"}, {"old", "new"}]
 
 
+def test_an_answer_may_drop_a_topic_while_it_is_looked_up() -> None:
+    cluster: Any = importlib.import_module("kafka.cluster").ClusterMetadata(
+        bootstrap_servers="broker.invalid:1"
+    )
+
+    class Dropping(dict[str, Any]):
+        """The topics of the client, until it looks one up."""
+
+        def __contains__(self, topic: object) -> bool:
+            cluster._partitions = {}
+            return super().__contains__(topic)
+
+    def know() -> None:
+        cluster._partitions = Dropping(t={0: types.SimpleNamespace(leader_id=1)})
+
+    for look_up in (cluster.partitions_for_topic, cluster.available_partitions_for_topic):
+        know()
+        with pytest.raises(KeyError):  # in kafka-python
+            look_up("t")
+    _patches.patch_cache_metadata(cluster)
+    assert cluster.partitions_for_topic("t") is None  # it was not requested
+    know()
+    assert cluster.partitions_for_topic("t") is None
+    metadata = TopicMetadata(5.0)
+    metadata._cluster = cluster
+    metadata._producer = types.SimpleNamespace(partitions_for=lambda _: {0})
+    know()
+    known = metadata.partitions_of("t")
+    assert isinstance(known, _batches.TopicPartitions)
+    assert known.numbers == (0,)
+
+
+def test_the_client_may_forget_a_topic_while_its_record_is_refused() -> None:
+    class Forgetting(dict[str, float | None]):
+        """Topics that the client's thread forgets when they are looked up."""
+
+        def get(self, topic: str, default: Any = None) -> Any:
+            return self.pop(topic, default)
+
+    def partitions_for(_: str) -> None:
+        raise kafka_errors.KafkaTimeoutError
+
+    metadata = TopicMetadata(0.0)
+    metadata._cluster = types.SimpleNamespace(unauthorized_topics=set())
+    metadata._producer = types.SimpleNamespace(partitions_for=partitions_for)
+    metadata.awaited = Forgetting(t=0.0)
+    assert "does not know topic 't'" in str(metadata.partitions_of("t"))
+
+
 def test_an_error_of_the_metadata_request_is_reported(
     cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -119,7 +119,10 @@ class TopicMetadata:
             self.awaited.pop(topic, None)
             return no_metadata(topic, error)
         self.awaited.pop(topic, None)
-        available = self._cluster.available_partitions_for_topic(topic) or set()
+        try:
+            available = self._cluster.available_partitions_for_topic(topic) or set()
+        except KeyError:  # an answer drops the topic between two look-ups of 3.0.12
+            available = set()
         turn = self._turns.get(topic, hash(topic) % 1024)
         self._turns[topic] = turn + 1
         known = topics[topic] = TopicPartitions(partitions, available, turn)
@@ -201,7 +204,7 @@ class TopicMetadata:
         if since is None or time.monotonic() - since < self._patience:
             self._request()
             return None
-        del self.awaited[topic]
+        self.awaited.pop(topic, None)  # the client's thread may have removed it just now
         error = kafka_errors.UnknownTopicOrPartitionError(topic)
         return translated(
             error,
