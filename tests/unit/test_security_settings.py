@@ -324,6 +324,10 @@ def test_invalid_jaas_is_refused(text: str, says: str) -> None:
 # --- refused properties --------------------------------------------------------------------------
 
 
+def pem(label: str, content: str) -> str:
+    return f"-----BEGIN {label}-----{content}-----END {label}-----"
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     # Settings that wrongly suggest encryption or authentication.
     ({"ssl_cafile": SECRET}, "'ssl_cafile' has no effect, because 'security.protocol' is PLAINT"),
@@ -383,6 +387,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "'ssl.protocol' is not among 'ssl.enabled.protocols'",
     ),
     ({**TLS, "ssl.cipher.suites": "nonsense"}, "names no cipher suite that this OpenSSL has"),
+    ({**TLS, "ssl.cipher.suites": f"{SECRET}\0"}, "names no cipher suite that this OpenSSL has"),
+    ({**TLS, "ssl.cipher.suites": "\ud800"}, "names no cipher suite that this OpenSSL has"),
     ({**TLS, "ssl.cipher.suites": "TLS_AES_256_GCM_SHA384"}, "names a suite of TLS 1.3, which"),
     # Keys and certificates.
     ({**TLS, "ssl.key.location": "k"}, "'ssl.key.location' is a key without its certificate"),
@@ -397,14 +403,23 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({**TLS, "ssl_cafile": 7}, "'ssl_cafile' must be the path of a file"),
     ({**TLS, "ssl_cafile": ""}, "'ssl_cafile' must be the path of a file"),
     ({**TLS, "ssl_cafile": f"{SECRET}\0"}, "without NUL characters"),
+    ({**TLS, "ssl_cafile": f"{SECRET}\ud800"}, "'ssl_cafile' contains characters that no path"),
     ({**TLS, "ssl_keyfile": f"-----BEGIN {SECRET}"}, "not its content"),
     ({**TLS, "ssl_cafile": f"/{SECRET}"}, "'ssl_cafile' names a file that does not exist"),
     (
         {**TLS, "ssl_cafile": f"{SECRET:x<300}"},
         "'ssl_cafile' names a file that can't be read: File name too long",
     ),
-    ({**TLS, "ssl_cafile": f"{SECRET}\ud800"}, "'ssl_cafile' is not the name of a file"),
     ({**TLS, "ssl_ciphers": f"{SECRET}\0"}, "'ssl_ciphers' names no cipher suite"),
+    ({**TLS, "ssl.ca.pem": pem("CERTIFICATE", "\u00fc")}, "'ssl.ca.pem' can't be read"),
+    (
+        {
+            **TLS,
+            "ssl.certificate.pem": pem("CERTIFICATE", "\ud800"),
+            "ssl.key.pem": pem("PRIVATE KEY", f"{SECRET}\ud800"),
+        },
+        "'ssl.key.pem' can't be read",
+    ),
     ({**TLS, "ssl.ca.pem": SECRET}, "'ssl.ca.pem' must be text in PEM format"),
     # A context of the user.
     ({**TLS, "ssl_context": SECRET}, "'ssl_context' must be an ssl.SSLContext, not str"),
@@ -504,6 +519,17 @@ def test_the_file_of_authorities_has_several_spellings(name: str, certificate: C
     for path in (certificate.authority, str(certificate.authority)):
         context = context_of({name: path})
         assert len(context.get_ca_certs()) == 1
+
+
+@pytest.mark.parametrize("make_config", [config, librdkafka], ids=["kafka-python", "librdkafka"])
+def test_the_comments_in_a_file_of_authorities_may_have_any_characters(
+    make_config: Callable[[dict[str, Any]], Any], certificate: Certificate, tmp_path: Path
+) -> None:
+    path = tmp_path / "authorities.pem"
+    comment = "# T\u00fcrkiye\n".encode()
+    path.write_bytes(comment + certificate.authority.read_bytes())
+    make_config({**TLS, "ssl.ca.location": path})
+    assert len(context_of({"ssl.ca.location": path}).get_ca_certs()) == 1
 
 
 def test_the_authorities_may_be_a_directory(tmp_path: Path) -> None:

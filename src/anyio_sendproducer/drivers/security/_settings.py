@@ -268,6 +268,8 @@ def _check_types(given: Given) -> None:
                 raise given.wrong(meaning, "must be the path of a file, not its content")
             if "\0" in path:
                 raise given.wrong(meaning, "must be the path of a file, without NUL characters")
+            if not encodes(path, os.fsencode):
+                raise given.wrong(meaning, "contains characters that no path can have")
             given.values[meaning] = path
     for meaning in (*_TEXTS, "jaas"):
         if meaning in given:
@@ -451,10 +453,10 @@ def _mechanism(given: Given, protocol: str, abilities: Abilities) -> str:
     return mechanism
 
 
-def encodes(text: str) -> bool:
-    """Return whether a text can be encoded as UTF-8: it has no lone surrogates."""
+def encodes(text: str, encode: Callable[[str], bytes] = str.encode) -> bool:
+    """Return whether a text can be encoded, by default as UTF-8: it has no lone surrogates."""
     try:
-        text.encode()
+        encode(text)
     except UnicodeEncodeError:
         return False
     return True

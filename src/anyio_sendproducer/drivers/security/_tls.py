@@ -159,8 +159,8 @@ class ReloadingSSLContext:
             # Python's ssl reads keys only from files. Only this user can read a file of mkstemp().
             with tempfile.TemporaryDirectory(prefix="anyio-sendproducer-") as directory:
                 handle, path = tempfile.mkstemp(dir=directory)
-                with os.fdopen(handle, "w") as file:
-                    file.write(text)
+                with os.fdopen(handle, "wb") as file:
+                    file.write(text.encode("ascii", "replace"))
                 self._load_chain(context, "key_pem", path, None)
         return context
 
@@ -168,6 +168,8 @@ class ReloadingSSLContext:
         if f"-----BEGIN {label}-----" not in text.replace("TRUSTED ", ""):
             raise self._given.wrong(meaning, f"contains no {label}")
         problem = ""
+        # Python accepts only ASCII here. The comments of a file may have other characters.
+        text = text.encode("ascii", "replace").decode()
         try:
             context.load_verify_locations(cadata=text) if meaning != "crl" else (
                 context.load_verify_locations(self._given.get("crl"))
