@@ -241,7 +241,10 @@ def test_the_named_alternatives_are_settings(
         ({"max.request.size": 1.5}, "'max.request.size' must be a whole number of 1 or more"),
         ({"max.request.size": "1.5"}, "'max.request.size' must be a whole number of 1 or more"),
         ({"batch_size": 0.5}, "'batch_size' must be a whole number of 0 or more"),
-        ({"request.timeout.ms": 0}, "'request.timeout.ms' must be a number of 1 or more"),
+        ({"request.timeout.ms": 0}, "'request.timeout.ms' must be a number from 1 to 1073741824"),
+        ({"request.timeout.ms": 2**31}, "'request.timeout.ms' must be a number from 1 to 107374"),
+        ({"request.timeout.ms": float("inf")}, "'request.timeout.ms' must be a number from 1 to"),
+        ({"connections.max.idle.ms": 0}, "'connections.max.idle.ms' must be a number of 1 or more"),
         ({"partitioner": "consistent"}, "'partitioner' must be 'murmur2_random', which is the def"),
         ({"partitioner": dict}, "or an instance of a kafka.partitioner.Partitioner"),
     ],
@@ -253,6 +256,15 @@ def test_the_error_for_a_wrong_value_names_its_property(
     message = refusal(**properties)
     assert message.startswith("properties: ")
     assert says in message
+
+
+def test_the_error_for_a_huge_number_does_not_show_it() -> None:
+    """Python refuses to convert it from or to a text."""
+    huge = 10**5000
+    assert "must be a number of 0 or more" in refusal(linger_ms="9" * 5000)
+    assert "linger.ms=int is not less than delivery_timeout" in refusal(linger_ms=huge)
+    both = {"enable_idempotence": True, "max_in_flight_requests_per_connection": huge}
+    assert "connection=int contradicts enable_idempotence=True" in refusal(**both)
 
 
 def test_the_default_partitioner_may_be_named() -> None:

@@ -98,7 +98,8 @@ def number_of(
     is_whole: bool = False,
 ) -> int | float:
     """Return a number within bounds, which may be given as a str, as in a properties file."""
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d+(\.\d+)?\s*", value):
+    # Python refuses to convert thousands of digits.
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,30}(\.\d{1,30})?\s*", value):
         value = float(value) if "." in value else int(value)
     kinds = int if is_whole else (int, float)
     if not isinstance(value, kinds) or isinstance(value, bool) or not minimum <= value <= maximum:
@@ -132,7 +133,7 @@ def check_agreement(config: Mapping[str, Any], settings: ProducerSettings) -> No
     if config.get("enable_idempotence") is True or transactional:
         other = "transactional_id" if transactional else "enable_idempotence=True"
         for name in contradicting(config):
-            raise SettingsError(f"properties: {name}={config[name]!r} contradicts {other}")
+            raise SettingsError(f"properties: {name}={shown(config[name])} contradicts {other}")
     if transactional:
         if config.get("enable_idempotence") is False:
             raise SettingsError("properties: enable_idempotence=False contradicts transactional_id")
@@ -157,7 +158,7 @@ def check_waits(config: Mapping[str, Any], settings: ProducerSettings) -> None:
         value = config.get(wait, 0)
         if value >= bound:
             raise SettingsError(
-                f"properties: {wait.replace('_', '.')}={value} is not less than {name}"
+                f"properties: {wait.replace('_', '.')}={shown(value)} is not less than {name}"
             )
 
 

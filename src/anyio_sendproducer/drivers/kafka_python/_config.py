@@ -51,6 +51,7 @@ _PARTITIONER: Final = "murmur2_random"
 #: If one of these is 0, nothing is ever sent.
 _NO_ZERO: Final = frozenset(
     {
+        "connections_max_idle_ms",
         "max_in_flight_requests_per_connection",
         "max_request_size",
         "receive_message_max_bytes",
@@ -58,8 +59,10 @@ _NO_ZERO: Final = frozenset(
     }
 )
 
-#: Brokers get these as whole numbers. 3.0.12 would try without end to encode a fraction.
+#: Brokers get these as whole numbers of 32 bits. 3.0.12 would try without end to encode others.
 _WHOLE: Final = frozenset({"request_timeout_ms", "transaction_timeout_ms"})
+#: 3.0.12 requires that the request timeout and the linger together are no more than 2**31 - 1.
+_LARGEST_WHOLE: Final = 2**30
 
 #: Properties that the producer sets itself, and what to use instead.
 _MANAGED: Final[dict[str, str]] = {
@@ -139,7 +142,8 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
         )
     if isinstance(default, (int, float)):
         least = 1 if name in _NO_ZERO else 0
-        number = number_of(given, value, least, is_whole=name.endswith(("_bytes", "_size")))
+        most = _LARGEST_WHOLE if name in _WHOLE else math.inf
+        number = number_of(given, value, least, most, is_whole=name.endswith(("_bytes", "_size")))
         return math.ceil(number) if name in _WHOLE else number
     return value
 
