@@ -1495,6 +1495,9 @@ def test_kafka_python_still_ignores_the_settings_that_the_driver_passes_on(bare:
     removed."""
     assert bare.config["allow_auto_create_topics"] is False
     assert bare._metadata.config["allow_auto_create_topics"] is True
+    ignored = {"receive_buffer_bytes", "send_buffer_bytes"}
+    assert ignored <= bare.config.keys()
+    assert ignored.isdisjoint(bare._sender._client._manager.config)
 
 
 def test_a_future_has_the_attributes_that_a_run_reads(bare: Any) -> None:
@@ -1584,6 +1587,19 @@ def test_allow_auto_create_topics_reaches_the_metadata_request(cluster: MockClus
         assert client.cluster.config["allow_auto_create_topics"] is False
         assert client.cluster.config["retry_backoff_ms"] == 77
         assert client.cluster.metadata_request().allow_auto_topic_creation is False
+
+
+def test_the_size_of_a_buffer_reaches_the_socket(cluster: MockCluster) -> None:
+    def size(sock: socket.socket) -> int:
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    with socket.socket() as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 70_000)
+        wanted = size(other)
+    with opened(cluster, properties={"receive.buffer.bytes": 70_000}) as (driver, recorder):
+        learn(driver, recorder, TWELVE)
+        client: Any = driver._client
+        assert {size(one._sock) for one in [*client.manager.transports] if one._sock} == {wanted}
 
 
 def test_the_repr_of_the_client_is_cheap(cluster: MockCluster) -> None:

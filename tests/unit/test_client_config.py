@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, cast
 
@@ -244,6 +245,8 @@ def test_the_named_alternatives_are_settings(
         ({"request.timeout.ms": 0}, "'request.timeout.ms' must be a number from 1 to 1073741824"),
         ({"request.timeout.ms": 2**31}, "'request.timeout.ms' must be a number from 1 to 107374"),
         ({"request.timeout.ms": float("inf")}, "'request.timeout.ms' must be a number from 1 to"),
+        ({"send.buffer.bytes": 1.5}, "'send.buffer.bytes' must be a whole number from -1 to 1000"),
+        ({"receive.buffer.bytes": "large"}, "'receive.buffer.bytes' must be a whole number from"),
         ({"connections.max.idle.ms": 0}, "'connections.max.idle.ms' must be a number of 1 or more"),
         ({"partitioner": "consistent"}, "'partitioner' must be 'murmur2_random', which is the def"),
         ({"partitioner": dict}, "or an instance of a kafka.partitioner.Partitioner"),
@@ -256,6 +259,23 @@ def test_the_error_for_a_wrong_value_names_its_property(
     message = refusal(**properties)
     assert message.startswith("properties: ")
     assert says in message
+
+
+@pytest.mark.parametrize("own", [None, [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)]])
+def test_the_sizes_of_buffers_are_options_of_the_socket(own: Any) -> None:
+    properties = {} if own is None else {"socket_options": own}
+    before = own or KNOWN["socket_options"]
+    sized = config(receive_buffer_bytes="70000", send_buffer_bytes=80_000, **properties)
+    assert sized["socket_options"] == [
+        *before,
+        (socket.SOL_SOCKET, socket.SO_RCVBUF, 70_000),
+        (socket.SOL_SOCKET, socket.SO_SNDBUF, 80_000),
+    ]
+    assert KNOWN["socket_options"] == [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    for default in (None, 0, -1):
+        changed = config(send_buffer_bytes=default, **properties)
+        assert changed.get("socket_options") == own
+        assert "send_buffer_bytes" not in changed
 
 
 def test_the_error_for_a_huge_number_does_not_show_it() -> None:

@@ -7,6 +7,7 @@ The defaults of kafka-python are an argument, so this module does not import ``k
 from __future__ import annotations
 
 import math
+import socket
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 
@@ -64,6 +65,11 @@ _WHOLE: Final = frozenset({"request_timeout_ms", "transaction_timeout_ms"})
 #: 3.0.12 requires that the request timeout and the linger together are no more than 2**31 - 1.
 _LARGEST_WHOLE: Final = 2**30
 
+#: The sizes of the buffers of a connection, and the socket option of each. 3.0.12 ignores these
+#: properties. -1 and 0 mean the default of the system, as in Kafka's clients and in librdkafka.
+_BUFFERS: Final = {"receive_buffer_bytes": socket.SO_RCVBUF, "send_buffer_bytes": socket.SO_SNDBUF}
+_LARGEST_BUFFER: Final = 100_000_000
+
 #: Properties that the producer sets itself, and what to use instead.
 _MANAGED: Final[dict[str, str]] = {
     **MANAGED,
@@ -108,6 +114,13 @@ def client_config(
                 f'{CODECS[config[name]]}: pip install ".[compression]" in a checkout of '
                 'anyio-sendproducer, or use driver="confluent", which needs no package for it'
             )
+    sizes = {option: config.pop(name, None) for name, option in _BUFFERS.items()}
+    options = [(socket.SOL_SOCKET, option, size) for option, size in sizes.items() if size]
+    if options:
+        config["socket_options"] = [
+            *config.get("socket_options", known["socket_options"]),
+            *options,
+        ]
     if "request_timeout_ms" not in config:
         config["request_timeout_ms"] = answer_timeout_ms(
             settings.delivery_timeout * 1000, known["request_timeout_ms"]
@@ -140,6 +153,8 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
             f"properties: {given!r} must be {_PARTITIONER!r}, which is the default, or an instance "
             "of a kafka.partitioner.Partitioner"
         )
+    if name in _BUFFERS and value is not None:
+        return max(0, number_of(given, value, -1, _LARGEST_BUFFER, is_whole=True))
     if isinstance(default, (int, float)):
         least = 1 if name in _NO_ZERO else 0
         most = _LARGEST_WHOLE if name in _WHOLE else math.inf
