@@ -43,6 +43,7 @@ from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.kafka_python._metadata import TopicMetadata
 from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.support.lent_client import raise_in_kafka_python
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
 from tests.support.waiting import blocking_until
@@ -765,7 +766,7 @@ def test_an_answer_while_a_record_is_given_back_is_reported(
         learn(driver, recorder, TWELVE)
 
         def refuse(*_: Any, **__: Any) -> Any:
-            raise kafka_errors.KafkaTimeoutError
+            raise_in_kafka_python(kafka_errors.KafkaTimeoutError())
 
         with monkeypatch.context() as patched:
             patched.setattr(driver._ready().producer, "send", refuse)

@@ -46,7 +46,9 @@ from tests.support.calls import Call, at_gate, quiet, raising, record, task_grou
 from tests.support.client_threads import client_threads
 from tests.support.clock import ManualClock
 from tests.support.lent_client import FakeClient
+from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, open_sockets
+from tests.support.sequenced_broker import Batch, sequenced_brokers
 from tests.support.waiting import blocking_until, until
 
 Partitioner: Any = importlib.import_module("kafka.partitioner.abc").Partitioner
@@ -344,7 +346,14 @@ class Auditing(BareProducer):  # type: ignore[misc]
         raise self.error
 
 
-@pytest.mark.parametrize("error", [ValueError("ours"), kafka.errors.IllegalStateError("ours")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("ours"),
+        kafka.errors.IllegalStateError("ours"),
+        kafka.errors.KafkaTimeoutError("ours"),
+    ],
+)
 @pytest.mark.parametrize("lent", [True, False])
 async def test_a_record_whose_send_raises_in_a_subclass_is_possibly_persisted(
     broker: EmbeddedBroker, error: Exception, lent: bool
@@ -364,6 +373,43 @@ async def test_a_record_whose_send_raises_in_a_subclass_is_possibly_persisted(
         with pytest.raises(DeliveryError, match=r"did not take the record: .*ours") as caught:
             await producer.send(ProducerRecord("t", None, b"key"))
         assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+
+
+class Waiting(BareProducer):  # type: ignore[misc]
+    """A client that waits for each record, but not for long."""
+
+    def send(self, *args: Any, **options: Any) -> Any:
+        future = BareProducer.send(self, *args, **options)
+        future.get(0)
+        return future
+
+
+@pytest.mark.parametrize("lent", [True, False])
+async def test_a_record_for_which_send_waited_in_vain_is_not_sent_again(lent: bool) -> None:
+    with sequenced_brokers() as brokers:
+        may_answer = threading.Event()
+
+        def judge(_: Batch) -> int:
+            may_answer.wait(PATIENCE)
+            return 0
+
+        brokers.judge = judge
+        settings = ProducerSettings(
+            bootstrap_servers=brokers.address,
+            producer_factory=lambda configs: Waiting(**configs),
+            properties=FOR_MOCK,
+        )
+        if lent:
+            made = await anyio.to_thread.run_sync(
+                lambda: Waiting(bootstrap_servers=brokers.address, **FOR_MOCK)
+            )
+            settings = ProducerSettings(producer=made, close_producer_on_exit=True)
+        async with open_send_producer(settings) as producer:
+            with pytest.raises(DeliveryError, match="Timeout after waiting for 0") as caught:
+                await producer.send(record())
+            assert caught.value.persistence is Persistence.POSSIBLY_PERSISTED
+            may_answer.set()
+        assert len(brokers.log) == 1
 
 
 # --- a client that breaks, or is closed ----------------------------------------------------------

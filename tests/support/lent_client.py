@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from kafka.future import Future
 
 from anyio_sendproducer.testing import Gate
 
-__all__ = ["FakeClient"]
+__all__ = ["FakeClient", "raise_in_kafka_python"]
+
+
+def raise_in_kafka_python(error: Exception) -> NoReturn:
+    """Raise an error as kafka-python does, and not as a user's own class."""
+    exec("raise error", {"__name__": "kafka.producer.kafka", "error": error})
+    raise AssertionError
 
 
 class FakeClient:
@@ -40,7 +46,7 @@ class FakeClient:
     ) -> Future:
         self.gates.get(topic, self.gate).pass_through()
         if self.errors:
-            raise self.errors.pop(0)
+            raise_in_kafka_python(self.errors.pop(0))
         future = Future()
         self.sent.append(((topic, value, key, headers, partition, timestamp_ms), future))
         if self.answers:
@@ -57,7 +63,7 @@ class FakeClient:
     def partitions_for(self, _: str) -> set[int]:
         self.asked += 1
         if isinstance(self.known, Exception):
-            raise self.known
+            raise_in_kafka_python(self.known)
         return self.known
 
     def flush(self, timeout: float | None = None) -> None:

@@ -56,6 +56,7 @@ from ._errors import (
     ClosedWhileOpening,
     LoginRefused,
     NotReached,
+    is_metadata_missing,
     not_taken,
     rejected,
     translated,
@@ -524,20 +525,19 @@ class KafkaPythonDriver:
                 failed.append(submission)
                 failures.append(error)
                 continue
-            except kafka_errors.KafkaTimeoutError:
-                # An answer with metadata dropped the topic just now.
-                topic_batch.partitions = None
-                metadata.await_dropped(topic, opened.sink)
-                answer.held.append(submission)
-                continue
             except NoPartition as error:
                 failed.append(submission)
                 failures.append(error.rejection(record))
                 continue
             # The `send` of a user's own class may raise anything.
             except BaseException as error:  # noqa: BLE001  # becomes this record's outcome
-                failed.append(submission)
-                failures.append(not_taken(record, error))
+                if is_metadata_missing(error):  # an answer dropped the topic just now
+                    topic_batch.partitions = None
+                    metadata.await_dropped(topic, opened.sink)
+                    answer.held.append(submission)
+                else:
+                    failed.append(submission)
+                    failures.append(not_taken(record, error))
                 continue
             if run.partition is None:
                 future.add_errback(functools.partial(outcomes.note_failure, submission))

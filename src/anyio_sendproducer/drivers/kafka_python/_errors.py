@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import traceback
 from typing import Any, Final
 
 import kafka.errors as kafka_errors
@@ -94,6 +95,9 @@ FENCED: Final[tuple[type[Exception], ...]] = (
 )
 
 
+#: The module in which 3.0.12 waits for metadata. It waits for records in other modules.
+_PRODUCER: Final = "kafka.producer.kafka"
+
 #: The prefix that kafka-python puts before a broker's message.
 _BOILERPLATE: Final = re.compile(r"^(\[Error \d+\] |\w+Error: )+")
 
@@ -170,8 +174,13 @@ def text_of(error: BaseException) -> str:
 
 def is_metadata_missing(error: BaseException) -> bool:
     """Return whether ``send`` or ``partitions_for`` raised this error because the client did not
-    get the topic's metadata within ``max_block_ms``."""
-    return isinstance(error, kafka_errors.KafkaTimeoutError)
+    get the topic's metadata within ``max_block_ms``.
+
+    The ``send`` of a user's own class may raise the same error after the client got the record, for
+    example if it waits for the record.
+    """
+    is_timeout = isinstance(error, kafka_errors.KafkaTimeoutError)
+    return is_timeout and _modules_of(error)[-1:] == [_PRODUCER]
 
 
 def translated(cause: Exception, message: str) -> SendProducerError:
@@ -246,9 +255,10 @@ def _is_raised_by_kafka_python(error: BaseException) -> bool:
 
     The ``send`` of a user's subclass of KafkaProducer may raise anything itself.
     """
-    traceback = error.__traceback__
-    while traceback is not None:
-        if str(traceback.tb_frame.f_globals.get("__name__")).startswith("kafka."):
-            return True
-        traceback = traceback.tb_next
-    return False
+    return any(module.startswith("kafka.") for module in _modules_of(error))
+
+
+def _modules_of(error: BaseException) -> list[str]:
+    """Return the names of the modules through which an error came. The last one raised it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    return [str(frame.f_globals.get("__name__")) for frame, _ in frames]
