@@ -42,7 +42,7 @@ from tests.support.clock import ManualClock
 from tests.support.fault_proxy import FaultProxy, fault_proxy
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.ports import reserved_ports
-from tests.support.scripted_broker import METADATA, PRODUCE, scripted_broker
+from tests.support.scripted_broker import METADATA, PRODUCE, ScriptedBroker, scripted_broker
 from tests.support.waiting import blocking_until, until
 
 # kafka-python has no types, so every name imported from it is Any.
@@ -80,6 +80,54 @@ def cut_off(proxied: FaultProxy) -> None:
     """Have the client connect again, without success."""
     proxied.black_hole()
     proxied.cut()
+
+
+# --- proxies -------------------------------------------------------------------------------------
+
+
+class Proxy(ScriptedBroker):
+    """A broker that is also the proxy by which it is reached. It answers when the client reads."""
+
+    is_http: bool
+    may_answer: threading.Event
+
+    def _talk(self, connection: socket.socket) -> None:
+        said = connection.recv(1000)
+        assert self.may_answer.wait(PATIENCE)
+        if self.is_http:
+            assert said.startswith(b"CONNECT ")
+            connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        else:
+            assert said == b"\5\1\0"
+            connection.sendall(b"\5\0")
+            connection.recv(1000)
+            connection.sendall(b"\5\0\0\1" + bytes(6))
+        super()._talk(connection)
+
+
+@pytest.mark.parametrize("scheme", ["socks5", "socks5h", "http"])
+async def test_while_a_proxy_is_silent_it_waits(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kafka-python alone waits until it can write, which is always, and so it spins."""
+    may_answer = threading.Event()
+    selector: Any = importlib.import_module("kafka.net.selector").NetworkSelector
+    wait_read = selector.wait_read
+
+    def noting(*args: Any, **options: Any) -> Any:
+        may_answer.set()
+        return wait_read(*args, **options)
+
+    monkeypatch.setattr(selector, "wait_read", noting)
+    attributes: dict[str, Any] = {"is_http": scheme == "http", "may_answer": may_answer}
+    with scripted_broker(make=Proxy, **attributes) as broker:
+        settings = ProducerSettings(
+            bootstrap_servers="127.0.0.1:1",
+            start_timeout=PATIENCE,
+            properties={"proxy_url": f"{scheme}://{broker.address}"},
+        )
+        async with open_send_producer(settings) as producer:
+            await producer.send(ProducerRecord("t", b"value"))
 
 
 # --- the first record of a topic -----------------------------------------------------------------

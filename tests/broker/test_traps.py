@@ -647,8 +647,11 @@ def test_bare_each_refused_connection_leaves_a_socket(refusing: str) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="nothing tells of open sockets")
-async def test_refused_connections_leave_no_socket(refusing: str) -> None:
+@pytest.mark.parametrize("proxy", [None, "socks5", "http"])
+async def test_refused_connections_leave_no_socket(refusing: str, proxy: str | None) -> None:
     settings = settings_for(refusing, start_timeout=0.3, properties=SWIFT)
+    if proxy is not None:
+        settings = settings.with_property("proxy_url", f"{proxy}://{refusing}")
     before = open_sockets()
     gc.disable()
     try:

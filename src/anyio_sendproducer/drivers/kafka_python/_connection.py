@@ -11,13 +11,17 @@ Each class and function that changes 3.0.12 says what 3.0.12 does, and which tes
 
 from __future__ import annotations
 
+import functools
 import ssl
+import types
 from collections.abc import Callable
 from typing import Any, Final
 
 import kafka.errors as kafka_errors
 from kafka.net.connection import KafkaConnection
+from kafka.net.http_connect import HttpConnectProxy
 from kafka.net.inet import KafkaNetSocket
+from kafka.net.socks5 import Socks5Proxy
 from kafka.protocol.metadata import (
     ApiVersionsRequest,  # pyright: ignore[reportAttributeAccessIssue]
 )
@@ -33,7 +37,14 @@ __all__ = [
     "ScramLoginError",
     "receive",
     "send_and_read_alert",
+    "waiting_proxy",
 ]
+
+#: The prefix of the schemes of proxies that wait.
+_WAITING: Final = "waiting-"
+
+#: The states in which a proxy of 3.0.12 needs to write.
+_WRITES: Final = frozenset({"<disconnected>", "<connecting>", "<sending>"})
 
 #: The bytes to read from a connection at a time.
 _READ_BYTES: Final = 256 * 1024
@@ -51,24 +62,73 @@ _MAX_ITERATIONS: Final = 100_000
 _SET_UP: Final = (ApiVersionsRequest, SaslAuthenticateRequest, SaslBytesRequest)
 
 
-class ClosingSocket(KafkaNetSocket):
-    """A plain connection that closes its socket if it fails.
+class _Closing:
+    """Closes a socket whose connection fails.
 
     3.0.12 leaves that to the garbage collector, so each attempt to reach a broker that is down
-    leaves an open descriptor. kafka-python uses this class for a ``proxy_url`` with one of SCHEMES.
+    leaves an open descriptor.
     ``tests/broker/test_traps.py::test_bare_each_refused_connection_leaves_a_socket`` notices a
     change.
     """
 
-    SCHEMES = ("direct",)
-
     async def sock_connect(self, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
         """Connect; close the socket if that fails."""
+        base: Any = super()
         try:
-            return await super().sock_connect(net, sock, *args, **options)
+            return await base.sock_connect(net, sock, *args, **options)
         except BaseException:
             sock.close()
             raise
+
+
+class ClosingSocket(_Closing, KafkaNetSocket):
+    """A plain connection that closes its socket if it fails.
+
+    kafka-python uses this class for a ``proxy_url`` with one of SCHEMES.
+    """
+
+    SCHEMES = ("direct",)
+
+
+class _Waiting(_Closing):
+    """A connection through a proxy that waits for the proxy's answers.
+
+    3.0.12 waits until it can write, even if it needs to read, and spins until the proxy answers.
+    ``tests/broker/test_connecting.py::test_while_a_proxy_is_silent_it_waits`` notices a change.
+    """
+
+    _state: str
+
+    def __init__(self, proxy_url: str) -> None:
+        base: Any = super()
+        base.__init__(proxy_url.removeprefix(_WAITING))
+
+    async def sock_connect(self, net: Any, sock: Any, *args: Any, **options: Any) -> Any:
+        """Connect to the proxy, and have it connect to the broker."""
+        waits = types.SimpleNamespace(wait_write=functools.partial(self._wait, net))
+        return await super().sock_connect(waits, sock, *args, **options)
+
+    def _wait(self, net: Any, sock: Any, **options: Any) -> Any:
+        reads = self._state not in _WRITES and not getattr(self, "_buffer_out", b"")
+        return (net.wait_read if reads else net.wait_write)(sock, **options)
+
+
+class _WaitingSocks5(_Waiting, Socks5Proxy):
+    SCHEMES = tuple(map(_WAITING.__add__, Socks5Proxy.SCHEMES))
+
+
+_WaitingSocks5.SCHEMES = Socks5Proxy.SCHEMES  # 3.0.12 has registered the class, and checks these
+
+
+class _WaitingHttp(_Waiting, HttpConnectProxy):
+    SCHEMES = tuple(map(_WAITING.__add__, HttpConnectProxy.SCHEMES))
+
+
+def waiting_proxy(url: str) -> str:
+    """Return the URL with which kafka-python uses a proxy, and waits for its answers."""
+    scheme = url.partition(":")[0].lower()
+    is_known = scheme in {*Socks5Proxy.SCHEMES, *HttpConnectProxy.SCHEMES}
+    return f"{_WAITING}{url}" if is_known else url
 
 
 def receive(transport: Any) -> tuple[bytes, Any]:

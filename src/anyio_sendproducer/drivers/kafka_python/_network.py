@@ -31,7 +31,13 @@ from kafka.protocol.producer import ProduceRequest
 from ..._exceptions import SendProducerError
 from ..._shown import harmless, listed
 from ..security._tls import tls_refusal
-from ._connection import LimitedConnection, ScramLoginError, receive, send_and_read_alert
+from ._connection import (
+    LimitedConnection,
+    ScramLoginError,
+    receive,
+    send_and_read_alert,
+    waiting_proxy,
+)
 from ._errors import (
     REFUSALS,
     ClosedWhileOpening,
@@ -219,7 +225,7 @@ class ConnectionManager(KafkaConnectionManager):
                 node.host,
                 node.port,
                 config["socket_options"],
-                proxy_url=config["proxy_url"],
+                proxy_url=waiting_proxy(config["proxy_url"]),
                 timeout_at=timeout_at,
             )
         except (OverflowError, ValueError) as error:
