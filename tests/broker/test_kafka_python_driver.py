@@ -38,7 +38,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import Outcome, Submission
-from anyio_sendproducer.drivers.kafka_python import _batches, _patches
+from anyio_sendproducer.drivers.kafka_python import _batches, _network, _patches
 from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.kafka_python._metadata import TopicMetadata
@@ -1562,6 +1562,28 @@ def test_the_clients_thread_closes_its_network_client(cluster: MockCluster) -> N
         assert client.cluster.config["allow_auto_create_topics"] is True
         driver.close(1)
         assert client.closed_by.name == "anyio-sendproducer-network-thread"
+
+
+def test_a_metric_can_be_read_while_the_client_connects() -> None:
+    client: Any = _network.NetClient(bootstrap_servers="127.0.0.1:1")
+    connections = client.manager._conns
+
+    class Connecting:
+        """A connection. When its requests are counted, the client makes another one."""
+
+        @property
+        def in_flight_requests(self) -> str:
+            connections["next"] = types.SimpleNamespace(in_flight_requests="more")
+            return "two"
+
+    connections["first"] = Connecting()
+    with pytest.raises(RuntimeError, match="changed size"):  # in kafka-python
+        super(_network.NetClient, client).in_flight_request_count()
+    del connections["next"]
+    assert client.in_flight_request_count() == 3
+    assert client.in_flight_request_count("next") == 4
+    connections.clear()
+    client.close()
 
 
 def test_closing_a_connection_does_not_close_the_client(cluster: MockCluster) -> None:

@@ -429,6 +429,18 @@ class NetClient(KafkaNetClient):
             self.poll(timeout_ms=min(remaining, _LOOK_AGAIN_MS))
         return True
 
+    def in_flight_request_count(self, node_id: Any = None) -> int:
+        """Count the requests without an answer, which is one of the client's metrics.
+
+        If the client makes a connection while another thread reads the metric, 3.0.12 raises.
+        """
+        connections: dict[Any, Any] = self.manager._conns
+        return sum(
+            len(connection.in_flight_requests)
+            for known, connection in list(connections.items())
+            if node_id in {None, known}
+        )
+
     def send(self, node_id: Any, request: Any, **options: Any) -> Any:
         """Send a request, and note the partitions that its answer refuses."""
         answer = super().send(node_id, request, **options)
