@@ -1036,7 +1036,11 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
         return "ABORTABLE"
 
     sender = types.SimpleNamespace(_can_split=None)
-    manager = types.SimpleNamespace(classify_batch_error=classify, has_fatal_error=lambda: True)
+    manager = types.SimpleNamespace(
+        classify_batch_error=classify,
+        has_fatal_error=lambda: True,
+        ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
+    )
     producer = types.SimpleNamespace(
         config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
     )

@@ -20,7 +20,9 @@ from anyio.to_thread import run_sync
 from anyio_sendproducer import (
     ConsumerGroupMetadata,
     DeliveryError,
+    DeliveryTimeout,
     Message,
+    MultiDeliveryError,
     ProducerBroken,
     ProducerFenced,
     ProducerRecord,
@@ -362,6 +364,29 @@ async def test_the_brokers_abort_a_transaction_that_takes_too_long(
         async with open_send_producer(settings_for(cluster, made.topic), driver=driver) as another:
             assert await made.run(another) is True
         await made.judge()
+
+
+async def test_records_of_a_lost_transaction_are_not_sent_in_the_next(
+    cluster: KafkaCluster,
+) -> None:
+    """The client still had records of a transaction that took too long."""
+    properties = {"transaction.timeout.ms": 5000, "batch.size": 100}
+    topic = cluster.create_topic()
+    settings = settings_for(cluster, topic, properties=properties)
+    async with open_send_producer(settings) as producer:
+        with raising(MultiDeliveryError) as caught:
+            async with producer.transaction() as tx:
+                sent = await tx.send(ProducerRecord(topic, b"never"))
+                await run_sync(wait_until_decided, cluster, sent)
+                await tx.send_many([ProducerRecord(topic, b"never" * 20) for _ in range(10)])
+        assert tx.state is TransactionState.ABORTED
+        assert not any(isinstance(one, DeliveryTimeout) for one in caught.value.errors)
+        async with producer.transaction() as tx:
+            await tx.send(ProducerRecord(topic, b"next"))
+        assert producer.statistics().generations == 1
+    read = partial(read_topic, isolation="read_committed")
+    found = await run_sync(read, cluster.bootstrap_servers, topic)
+    assert [one.value for one in found] == [b"next"]
 
 
 async def test_a_second_producer_with_the_same_transactional_id_fences_the_first(

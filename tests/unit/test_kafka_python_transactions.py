@@ -100,7 +100,8 @@ def driver(manager: Manager) -> KafkaPythonDriver:
         if manager.begin_error is not None:
             raise manager.begin_error
 
-    producer: Any = types.SimpleNamespace(begin_transaction=begin)
+    accumulator = types.SimpleNamespace(_batches={})
+    producer: Any = types.SimpleNamespace(begin_transaction=begin, _accumulator=accumulator)
     connections = types.SimpleNamespace(last_error=lambda: None)
     client: Any = types.SimpleNamespace(wakeup=lambda: None, manager=connections)
     return opened_on(SETTINGS, producer, client, manager)
@@ -108,6 +109,21 @@ def driver(manager: Manager) -> KafkaPythonDriver:
 
 def send_offsets(driver: KafkaPythonDriver, seconds: float = 10.0) -> None:
     driver.send_offsets([ConsumedOffset("t", 1, 5, "note", 2)], GROUP, Deadline(seconds))
+
+
+def test_records_of_a_lost_transaction_are_dropped(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
+    """The client would send them in the next transaction."""
+    accumulator = importlib.import_module("kafka.producer.record_accumulator").RecordAccumulator()
+    producer: Any = driver._ready().producer
+    producer._accumulator = accumulator
+    future, *_ = accumulator.append(kafka.TopicPartition("t", 0), 1, None, b"value", [])
+    manager.begin_error = kafka.errors.KafkaError("READY to ABORTING_TRANSACTION")
+    driver.end_transaction(False, Deadline(10))
+    assert isinstance(future.exception, kafka.errors.TransactionAbortedError)
+    assert not accumulator.has_undrained()
+    assert not accumulator.has_incomplete
 
 
 def test_a_transaction_is_begun_once(driver: KafkaPythonDriver, manager: Manager) -> None:

@@ -29,6 +29,7 @@ __all__ = [
     "Accumulator",
     "Append",
     "QuietProducer",
+    "drop_batches",
     "find_broken_check",
     "find_direct_append",
     "find_hurry",
@@ -112,6 +113,24 @@ def forget_offsets(manager: Any) -> None:
     notices a change.
     """
     manager._pending_txn_offset_commits.clear()
+
+
+def drop_batches(producer: Any, error: Exception) -> None:
+    """Fail the records that wait to be sent, because their transaction is lost.
+
+    When 3.0.12 gets another producer epoch, the brokers abort its transaction. It keeps the records
+    of this transaction, and sends them in the next one.
+    ``tests/kafka/test_transactions.py::test_records_of_a_lost_transaction_are_not_sent_in_the_next``
+    notices a change.
+    """
+    accumulator = producer._accumulator
+    for where, batches in [*accumulator._batches.items()]:
+        with accumulator._tp_lock(where):
+            dropped = [*batches]
+            batches.clear()
+        for batch in dropped:
+            accumulator.deallocate(batch)
+            batch.abort(error)
 
 
 def find_broken_check(producer: Any) -> Callable[[], bool] | None:
@@ -208,7 +227,8 @@ def patch_isolate_rejections(
     change.
 
     With transactions, a refusal ends the transaction, and no batch is divided. The patched client
-    then only removes from ``refused`` the partition of a failed batch that was sent more than once.
+    then only removes from ``refused`` the partition of a failed batch that was sent more than once,
+    and drops the records of a transaction that is lost.
     Without idempotence, the error of such a batch becomes a ``RefusedLater``.
 
     Args:
@@ -228,7 +248,10 @@ def patch_isolate_rejections(
         def classify_retried(error: Exception, batch: Any, **details: Any) -> Any:
             if batch.attempts:
                 refused.discard((batch.topic_partition.topic, batch.topic_partition.partition))
-            return classify_aborting(error, batch, **details)
+            found = classify_aborting(error, batch, **details)
+            if found == manager.ERROR_CLASS_NEEDS_EPOCH_BUMP:
+                drop_batches(producer, error)
+            return found
 
         manager.classify_batch_error = classify_retried
         return cast("Callable[[], bool]", manager.has_fatal_error)

@@ -35,7 +35,7 @@ from ..._settings import ProducerSettings
 from ..._shown import harmless
 from .._protocols import ConsumedOffset, Deadline
 from ._errors import FENCED, client_words
-from ._patches import forget_offsets
+from ._patches import drop_batches, forget_offsets
 
 __all__ = ["Transactions"]
 
@@ -187,7 +187,9 @@ class Transactions:
                 if commit and type(failure) is TransactionError:
                     failure = TransactionAborted(str(failure))  # the commit was not requested
                 raise failure from error
-            # The client had to get another epoch, so the brokers abort the open transaction.
+            # The client had to get another epoch, so the brokers abort the open transaction. Some
+            # records may have come after the client dropped the others.
+            drop_batches(self._producer, kafka_errors.TransactionAbortedError())
             self._has_begun = False
             self._refused_epoch = None
             if commit:
