@@ -301,7 +301,8 @@ class ProducerFenced(TransactionError):
 
     This error can also mean that the transaction took longer than ``transaction.timeout.ms``. The
     librdkafka driver does not find out which of the two happened. The kafka-python driver finds
-    this out if the brokers are of version 2.7 or later and the coordinator answers.
+    this out if a broker of version 2.7 or later refuses a record of the transaction, and the
+    coordinator answers afterwards.
 
     The brokers have aborted the open transaction. But if the commit raised this error, the
     transaction may be committed: the request may have arrived before the other producer took over,

@@ -366,6 +366,19 @@ async def test_the_brokers_abort_a_transaction_that_takes_too_long(
         await made.judge()
 
 
+async def test_a_commit_of_a_transaction_that_took_too_long_names_the_timeout(
+    cluster: KafkaCluster, driver: DriverName
+) -> None:
+    """The coordinator sends the same error as for a producer that another one fenced."""
+    settings = settings_for(cluster, "late", properties={"transaction.timeout.ms": 5000})
+    topic = cluster.create_topic()
+    async with open_send_producer(settings, driver=driver) as producer:
+        with raising(ProducerFenced, match=r"or its transaction took longer than .*=5000"):
+            async with producer.transaction() as tx:
+                sent = await tx.send(ProducerRecord(topic, b"never"))
+                await run_sync(wait_until_decided, cluster, sent)
+
+
 async def test_records_of_a_lost_transaction_are_not_sent_in_the_next(
     cluster: KafkaCluster,
 ) -> None:

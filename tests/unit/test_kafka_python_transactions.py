@@ -65,6 +65,7 @@ class Manager:
         self.bumping = 0
         self.begin_error: Exception | None = None
         self._pending_txn_offset_commits: dict[Any, Any] = {}
+        self.transaction_timeout_ms = 60_000
 
     def is_bumping_epoch(self) -> bool:
         self.bumping -= 1
@@ -124,6 +125,18 @@ def test_records_of_a_lost_transaction_are_dropped(
     assert isinstance(future.exception, kafka.errors.TransactionAbortedError)
     assert not accumulator.has_undrained()
     assert not accumulator.has_incomplete
+
+
+def test_a_transaction_that_took_too_long_may_be_why_the_producer_is_fenced(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
+    says = r"another producer took over transactional_id 'id'"
+    for timeout_ms, more in ((60_000, ""), (0, ", or its transaction took .*timeout.ms=0")):
+        manager.transaction_timeout_ms = timeout_ms
+        driver.begin_transaction()
+        manager.result = Result(kafka.errors.ProducerFencedError())
+        with pytest.raises(ProducerFenced, match=f"{says}{more}$"):
+            driver.end_transaction(False, Deadline(10))
 
 
 def test_a_transaction_is_begun_once(driver: KafkaPythonDriver, manager: Manager) -> None:

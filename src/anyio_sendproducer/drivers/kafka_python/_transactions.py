@@ -72,6 +72,7 @@ class Transactions:
         self._client = client
         self._closing = closing
         self._has_begun = False
+        self._began_at = 0.0
         #: Why a broker refused this producer's epoch. None again when the coordinator has answered.
         self._refused_epoch: Exception | None = None
 
@@ -144,6 +145,7 @@ class Transactions:
         except Exception as error:
             raise self._failure(error, "the transaction could not be begun") from error
         forget_offsets(self._manager)
+        self._began_at = time.monotonic()
         self._has_begun = True
 
     def send_offsets(
@@ -215,9 +217,15 @@ class Transactions:
 
     def fenced(self, error: Exception) -> ProducerFenced:
         """Make the error of a producer that another one fenced off."""
-        fenced = ProducerFenced(
-            f"another producer took over transactional_id {self._settings.transactional_id!r}"
-        )
+        message = f"another producer took over transactional_id {self._settings.transactional_id!r}"
+        if self._has_begun:
+            # The coordinator sends the same error when a transaction has timed out.
+            timeout_ms = self._manager.transaction_timeout_ms
+            if time.monotonic() - self._began_at > timeout_ms / 1000:
+                message += (
+                    f", or its transaction took longer than transaction.timeout.ms={timeout_ms}"
+                )
+        fenced = ProducerFenced(message)
         fenced.__cause__ = harmless(error)
         return fenced
 
