@@ -8,7 +8,6 @@ import time
 import types
 from typing import Any
 
-import kafka
 import kafka.errors
 import kafka.structs
 import pytest
@@ -119,7 +118,7 @@ def test_records_of_a_lost_transaction_are_dropped(
     accumulator = importlib.import_module("kafka.producer.record_accumulator").RecordAccumulator()
     producer: Any = driver._ready().producer
     producer._accumulator = accumulator
-    future, *_ = accumulator.append(kafka.TopicPartition("t", 0), 1, None, b"value", [])
+    future, *_ = accumulator.append(kafka.structs.TopicPartition("t", 0), 1, None, b"value", [])
     manager.begin_error = kafka.errors.KafkaError("READY to ABORTING_TRANSACTION")
     driver.end_transaction(False, Deadline(10))
     assert isinstance(future.exception, kafka.errors.TransactionAbortedError)
@@ -164,7 +163,7 @@ def test_offsets_of_an_aborted_transaction_are_forgotten(is_forgotten: bool) -> 
         return handler.request
 
     def send_offset(partition: int, code: int) -> list[int]:
-        where = kafka.TopicPartition("t", partition)
+        where = kafka.structs.TopicPartition("t", partition)
         position = kafka.structs.OffsetAndMetadata(5, "", -1)
         manager.send_offsets_to_transaction({where: position}, "group")
         answer(error_code=0)

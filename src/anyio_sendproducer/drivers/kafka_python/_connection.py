@@ -120,7 +120,8 @@ class _WaitingSocks5(_Waiting, Socks5Proxy):
 _WaitingSocks5.SCHEMES = Socks5Proxy.SCHEMES  # 3.0.12 has registered the class, and checks these
 
 
-class _WaitingHttp(_Waiting, HttpConnectProxy):
+# 3.0.12 finds the class by its schemes.
+class _WaitingHttp(_Waiting, HttpConnectProxy):  # pyright: ignore[reportUnusedClass]
     SCHEMES = tuple(map(_WAITING.__add__, HttpConnectProxy.SCHEMES))
 
 

@@ -225,7 +225,7 @@ class ConnectionManager(KafkaConnectionManager):
                 node.host,
                 node.port,
                 config["socket_options"],
-                proxy_url=waiting_proxy(config["proxy_url"]),
+                proxy_url=waiting_proxy(cast("str", config["proxy_url"])),
                 timeout_at=timeout_at,
             )
         except (OverflowError, ValueError) as error:
@@ -433,8 +433,10 @@ class NetClient(KafkaNetClient):
         """Count the requests without an answer, which is one of the client's metrics.
 
         If the client makes a connection while another thread reads the metric, 3.0.12 raises.
+        ``tests/broker/test_kafka_python_driver.py::test_a_metric_can_be_read_while_the_client_connects``
+        notices a change.
         """
-        connections: dict[Any, Any] = self.manager._conns
+        connections: dict[Any, Any] = self.manager._conns  # pyright: ignore[reportPrivateUsage]
         return sum(
             len(connection.in_flight_requests)
             for known, connection in list(connections.items())
