@@ -381,6 +381,7 @@ class DriverThread:
             if driver is not None:
                 driver.close(timeout)
         except Exception as error:  # noqa: BLE001  # it must not stop the closing
-            _log.exception(
-                "closing the driver raised an error", extra={"error.type": error_type(error)}
-            )
+            with suppress(Exception):  # a log handler may raise
+                _log.exception(
+                    "closing the driver raised an error", extra={"error.type": error_type(error)}
+                )

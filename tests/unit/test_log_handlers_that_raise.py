@@ -70,6 +70,22 @@ async def test_a_client_is_replaced(
     assert handler.got("the client's settings stay as they were: ")
 
 
+async def test_a_client_whose_close_raises_is_replaced(
+    settings: ProducerSettings, handler: FaultyHandler
+) -> None:
+    class Faulty(FakeDriver):
+        def close(self, timeout: float, /) -> None:
+            super().close(timeout)
+            raise RuntimeError("the driver's own")
+
+    fake = Faulty()
+    async with open_send_producer(settings, driver=fake) as producer:
+        fake.break_client()
+        await until(generation(producer, 2))
+        assert (await producer.send(record())).offset == 0
+    assert handler.lines.count("closing the driver raised an error") == 2
+
+
 async def test_a_producer_breaks(
     settings: ProducerSettings,
     fake: FakeDriver,
