@@ -248,14 +248,19 @@ class Transaction(Sender, NoPublicConstructor):
         self._admission.check_open()
         consumed = parse_offsets(offsets)
         group = parse_group(group_metadata)
-        deadline = Deadline(self._engine.settings.delivery_timeout)
+        seconds = self._engine.settings.delivery_timeout
+        deadline = Deadline(seconds)
         call_ended = self._offset_calls[deadline] = anyio.Event()
         try:
             # In a cancelled scope: otherwise the records would be committed without the offsets.
             await anyio.lowlevel.checkpoint_if_cancelled()
-            await self._engine.bridge.call(
-                lambda driver: driver.send_offsets(consumed, group, deadline)
-            )
+            # The end of the block waits for this call, also while no client can be opened.
+            with self._bound_for(seconds):
+                await self._engine.bridge.call(
+                    lambda driver: driver.send_offsets(consumed, group, deadline)
+                )
+                return
+            raise TransactionError("the client did not return from send_offsets()")
         except SendProducerError as error:
             self._status.note(error)
             raise

@@ -1263,7 +1263,7 @@ def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("short_grace")
-@pytest.mark.parametrize("how", ["commit", "cancelled commit", "abort", "closing"])
+@pytest.mark.parametrize("how", ["commit", "cancelled commit", "abort", "closing", "offsets"])
 async def test_the_wait_for_a_client_that_hangs_at_the_end_is_bounded(
     settings: ProducerSettings, fake: FakeDriver, clock: ManualClock, how: str
 ) -> None:
@@ -1289,6 +1289,13 @@ async def test_the_wait_for_a_client_that_hangs_at_the_end_is_bounded(
                     await anyio.sleep_forever()
                 elif how == "abort":
                     raise ProducerClosed("the block's own error")
+                elif how == "offsets":  # the end of the block waits for them
+                    tasks.start_soon(send_offsets, tx)
+                    await quiet()
+
+        async def send_offsets(tx: Transaction) -> None:
+            with raising(TransactionError, match="did not return"):
+                await tx.send_offsets({("t", 0): 1}, "group")
 
         ending = Call(tasks, transact)
         if how == "closing":
@@ -1305,6 +1312,8 @@ async def test_the_wait_for_a_client_that_hangs_at_the_end_is_bounded(
         if commits:
             assert isinstance(ending.error, TransactionOutcomeUnknown)
             assert "hangs" in str(ending.error)
+        elif how == "offsets":
+            assert isinstance(ending.error, TransactionAborted)
         fake.on_end.open()
         await producer.aclose()
 
