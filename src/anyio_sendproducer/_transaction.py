@@ -36,6 +36,7 @@ from ._exceptions import (
     copy_of,
 )
 from ._flow import run_flow
+from ._loops import current_task
 from ._no_public_constructor import NoPublicConstructor
 from ._offsets import parse_group, parse_offsets
 from ._own_methods import with_own_methods
@@ -518,7 +519,8 @@ class Transactions:
         # Not a Lock, which only its owner may release: the garbage collector may close an async
         # generator, and with it the block of a transaction, in another task.
         self._turn = anyio.Semaphore(1)
-        self._owner: anyio.TaskInfo | None = None
+        # The task that began the open transaction.
+        self._owner: object = None
 
     @asynccontextmanager
     async def begin(self) -> AsyncGenerator[Transaction]:
@@ -530,14 +532,13 @@ class Transactions:
                 "transactions need a transactional_id: set it in ProducerSettings, to a different "
                 "value for each producer that runs at the same time"
             )
-        task = anyio.get_current_task()
-        if self._owner == task:
+        if self._owner is current_task():
             raise TransactionError(
                 "this task already has an open transaction: leave its block before you begin a "
                 "second one"
             )
         async with self._turn:
-            with self._owned_by(task):
+            with self._owned():
                 engine.check_usable()
                 transaction = Transaction._create(engine, self._admission)
                 await transaction._start()
@@ -560,8 +561,8 @@ class Transactions:
                         engine.ledger.take_undelivered()
 
     @contextmanager
-    def _owned_by(self, task: anyio.TaskInfo) -> Generator[None]:
-        self._owner = task
+    def _owned(self) -> Generator[None]:
+        self._owner = current_task()
         try:
             yield
         finally:

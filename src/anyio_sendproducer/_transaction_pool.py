@@ -26,7 +26,7 @@ from ._exceptions import (
     TransactionError,
     UndeliveredRecords,
 )
-from ._loops import Step, current_loop
+from ._loops import Step, current_loop, current_task
 from ._observing import check_observers
 from ._opening import start_send_producer
 from ._producer import SendProducer
@@ -274,7 +274,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
     async def _borrow(self) -> AsyncGenerator[Transaction]:
         self._check_open()
         # The garbage collector may close the block in another task.
-        task = anyio.get_current_task()
+        task = current_task()
         try:
             await self._turns.acquire_on_behalf_of(task)
         except RuntimeError as error:
@@ -297,6 +297,7 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
                     self._replace_soon(member)
         finally:
             self._turns.release_on_behalf_of(task)
+            del task  # its exception may refer to this frame
 
     def _check_open(self) -> None:
         if self._state == "new":

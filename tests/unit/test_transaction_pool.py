@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import AsyncGenerator, Callable
 from contextvars import ContextVar
 from typing import Any, cast
@@ -670,3 +671,24 @@ async def test_a_block_that_is_left_in_another_task_gives_its_producer_back(
         assert pool.statistics().in_use == 0
         await commit(pool)
     assert fakes.ended == [["aborted", "committed"]]
+
+
+async def test_a_later_task_is_not_taken_for_one_that_has_left_its_block_open(
+    settings: ProducerSettings,
+) -> None:
+    """When a task has ended, a later task may get its id."""
+    blocks: list[contextlib.AbstractAsyncContextManager[Transaction]] = []
+    async with TransactionPool(settings, size=2, driver=Fakes(2)) as pool:
+
+        async def begin() -> None:
+            blocks.append(pool.transaction())
+            await blocks[0].__aenter__()
+
+        async with task_group() as tasks:
+            tasks.start_soon(begin)
+        gc.collect()
+        async with task_group() as tasks:
+            for _ in range(300):
+                tasks.start_soon(commit, pool)
+        await blocks[0].__aexit__(None, None, None)
+        assert pool.statistics().in_use == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import threading
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -1534,3 +1535,29 @@ async def test_a_block_that_is_left_in_another_task_does_not_block_later_transac
         async with producer.transaction() as tx:
             await tx.send(record(b"2"))
     assert ended(fake) == [("aborted", [b"1"]), ("committed", [b"2"])]
+
+
+async def test_a_later_task_is_not_taken_for_one_that_has_left_its_block_open(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """When a task has ended, a later task may get its id."""
+    blocks: list[contextlib.AbstractAsyncContextManager[Transaction]] = []
+    async with open_send_producer(settings, driver=fake) as producer:
+
+        async def begin() -> None:
+            blocks.append(producer.transaction())
+            await blocks[0].__aenter__()
+
+        async def transact() -> None:
+            async with producer.transaction():
+                pass
+
+        async with task_group() as tasks:
+            tasks.start_soon(begin)
+        gc.collect()
+        async with task_group() as tasks:
+            calls = [Call(tasks, transact) for _ in range(300)]
+            await quiet()
+            await blocks[0].__aexit__(None, None, None)
+            for call in calls:
+                assert (await call.wait()).error is None

@@ -6,6 +6,8 @@ public function with which a foreign thread wakes the event loop without being b
 
 from __future__ import annotations
 
+import asyncio
+
 from . import _asyncio
 from ._base import Loop, Sentinel, Step, Waitable, WaiterList, running_trio
 
@@ -17,6 +19,7 @@ __all__ = [
     "WaiterList",
     "current_library",
     "current_loop",
+    "current_task",
 ]
 
 
@@ -37,3 +40,13 @@ def current_loop() -> Loop:
     from . import _trio
 
     return _trio.current_loop()
+
+
+def current_task() -> object:
+    """Return the event loop's own object of the caller's task.
+
+    As long as it is kept, no other task is equal to it. AnyIO's TaskInfo has only the id of the
+    task, and when the task has ended, another one may get the same id.
+    """
+    trio = running_trio()
+    return asyncio.current_task() if trio is None else trio.lowlevel.current_task()
