@@ -52,10 +52,11 @@ class Replacement:
         self._context = contextvars.copy_context()
         # The number of records that had been accepted when the last client was given up.
         self._accepted_before = 0
-        # The number of records that had been delivered then; -1 before the first time.
+        # The number of records that had been delivered then; -1 before the first time, and after a
+        # commit.
         self._delivered_before = -1
-        # How many clients in a row were given up before they delivered a record; the first client
-        # does not count.
+        # How many clients in a row were given up before they delivered a record or committed a
+        # transaction; the first client does not count.
         self._fruitless = 0
         #: The number of the client that was opened last. The first is 1.
         self.generation = 1
@@ -72,6 +73,10 @@ class Replacement:
         self.generation = generation
         if self._observation is not None:
             self._observation.client_opened(generation)
+
+    def committed(self) -> None:
+        """Note that the client committed a transaction, which may have no record."""
+        self._delivered_before = -1
 
     def begin(self, error: BaseException, tasks: anyio.abc.TaskGroup) -> None:
         """Have the driver thread give the client up and open the next one.

@@ -405,6 +405,7 @@ class Transaction(Sender, NoPublicConstructor):
                     try:
                         await self._end(deadline, bound, commit=True)
                         self._status.state = TransactionState.COMMITTED
+                        self._engine.committed()
                     except ProducerClosed as error:
                         text = f"the commit was requested, but {error}"
                         failure = TransactionOutcomeUnknown(text)

@@ -49,6 +49,7 @@ from tests.support.calls import (
     at_gate,
     end_error,
     fail,
+    generation,
     never,
     quiet,
     raising,
@@ -1561,3 +1562,21 @@ async def test_a_later_task_is_not_taken_for_one_that_has_left_its_block_open(
             await blocks[0].__aexit__(None, None, None)
             for call in calls:
                 assert (await call.wait()).error is None
+
+
+async def test_a_client_that_committed_a_transaction_without_records_is_replaced_without_a_pause(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It can be used, although it delivered nothing."""
+    pauses: list[float] = []
+    async with open_send_producer(settings, driver=fake) as producer:
+        monkeypatch.setattr(producer._engine.bridge._worker.stopping, "wait", pauses.append)
+        for number in range(2, 5):
+            async with producer.transaction() as tx:
+                await tx.send_offsets({("t", 0): number}, "group")
+            fake.break_client()
+            await until(generation(producer, number))
+        assert pauses == []
+        fake.break_client()
+        await until(generation(producer, 5))
+        assert pauses == [0.5]
