@@ -1057,6 +1057,30 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
     assert refused == {("t", 0)}
 
 
+def test_an_epoch_that_a_transaction_loses_ends_its_waiting_records() -> None:
+    accumulator = importlib.import_module("kafka.producer.record_accumulator").RecordAccumulator()
+
+    def classify(*_arguments: Any, **_details: Any) -> str:
+        return "NEEDS_EPOCH_BUMP"
+
+    manager = types.SimpleNamespace(
+        classify_batch_error=classify,
+        has_fatal_error=bool,
+        ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
+    )
+    producer = types.SimpleNamespace(
+        config={"transactional_id": "id"}, _accumulator=accumulator, _transaction_manager=manager
+    )
+    _patches.patch_isolate_rejections(producer, set())
+    where = kafka.TopicPartition("t", 0)
+    future, *_ = accumulator.append(where, 1, None, b"value", [])
+    error = kafka.errors.InvalidProducerEpochError()
+    batch = types.SimpleNamespace(topic_partition=where, attempts=0)
+    assert manager.classify_batch_error(error, batch) == "NEEDS_EPOCH_BUMP"
+    assert future.exception is error
+    assert not accumulator.has_undrained()
+
+
 def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:
     config = {"transactional_id": None}
     for sender in (None, types.SimpleNamespace(_can_split=None)):

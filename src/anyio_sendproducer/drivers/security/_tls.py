@@ -338,8 +338,6 @@ def _pem_file(given: Given, meaning: str) -> str:
         problem = "names a file that does not exist"
     except OSError as error:
         problem = f"names a file that can't be read: {_reason(error)}"
-    except ValueError:  # for example, half of a surrogate pair
-        problem = "is not the name of a file"
     if content is None:
         problem = "must name a regular file, not a directory, a FIFO or a device"
         content = b""
