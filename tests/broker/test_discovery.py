@@ -113,6 +113,7 @@ async def test_one_kind_of_address_will_do(kind: str) -> None:
 async def test_one_kind_of_address_will_do_if_the_server_is_silent_about_the_other(
     kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("anyio_sendproducer.discovery._dns._BOTH_KINDS", 0.1)
     monkeypatch.setattr("anyio_sendproducer.discovery._dns._PATIENCE", 0.1)
     good = with_records("A 10.0.0.1", "AAAA ::1")
 
@@ -122,6 +123,24 @@ async def test_one_kind_of_address_will_do_if_the_server_is_silent_about_the_oth
     with lying_server(answer) as server:
         found = await ask(discovery.dns(server.address, port=1), "example.test")
     assert found == [{"A": "10.0.0.1:1", "AAAA": "[::1]:1"}[kind]]
+
+
+@pytest.mark.parametrize("kind", ["A", "AAAA"])
+async def test_a_lost_request_for_one_kind_of_address_is_repeated(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other kind is found long before the second attempt."""
+    monkeypatch.setattr("anyio_sendproducer.discovery._dns._PATIENCE", 0.1)
+    good = with_records("A 10.0.0.1", "AAAA ::1")
+    asked: list[str] = []
+
+    def answer(question: dns.message.Message) -> dns.message.Message | None:
+        asked.append(question.question[0].rdtype.name)
+        return None if asked[-1] == kind and asked.count(kind) == 1 else good(question)
+
+    with lying_server(answer) as server:
+        found = await ask(discovery.dns(server.address, port=1), "example.test")
+    assert found == ["10.0.0.1:1", "[::1]:1"]
 
 
 async def test_a_truncated_answer_is_requested_again_over_tcp() -> None:

@@ -25,9 +25,11 @@ from ._types import Lookup, Target
 
 __all__ = ["DnsResolver"]
 
-#: The time that one name server has to answer before the next attempt, and that the second kind of
-#: address has after the first was found; seconds.
+#: The time that one name server has to answer before the next attempt; seconds.
 _PATIENCE: Final = 1.0
+#: The time that a look-up of both kinds of address has if one kind was found; seconds. It is enough
+#: for a second attempt, because one lost packet must not hide the other kind.
+_BOTH_KINDS: Final = 2.0
 #: The caller has its own timeout.
 _FOREVER: Final = 1e9
 
@@ -76,6 +78,7 @@ class DnsResolver:
     async def _addresses(self, ask: Any) -> Sequence[Target]:
         found: dict[Any, list[Target]] = {}
         failures: list[Exception] = []
+        both = anyio.current_time() + _BOTH_KINDS
 
         async def look_up(kind: Any) -> None:
             try:
@@ -86,7 +89,8 @@ class DnsResolver:
                 found[kind] = [Target(one.address, self._port) for one in answer]
                 if found[kind]:
                     # Some name servers never answer a request for AAAA records.
-                    tasks.cancel_scope.deadline = anyio.current_time() + _PATIENCE
+                    soon = anyio.current_time() + _PATIENCE / 2
+                    tasks.cancel_scope.deadline = max(both, soon)
 
         kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
         async with anyio.create_task_group() as tasks:
