@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import functools
 import importlib.util
@@ -530,6 +531,14 @@ def test_the_comments_in_a_file_of_authorities_may_have_any_characters(
     path.write_bytes(comment + certificate.authority.read_bytes())
     make_config({**TLS, "ssl.ca.location": path})
     assert len(context_of({"ssl.ca.location": path}).get_ca_certs()) == 1
+
+
+def test_no_authority_is_lost_after_a_byte_order_mark(tmp_path: Path) -> None:
+    """Each file had a byte order mark before the files were joined."""
+    path = tmp_path / "authorities.pem"
+    files = [Authority(tmp_path / name).file for name in ("first", "second")]
+    path.write_bytes(b"".join(codecs.BOM_UTF8 + one.read_bytes() for one in files))
+    assert len(context_of({"ssl.ca.location": path}).get_ca_certs()) == 2
 
 
 def test_the_authorities_may_be_a_directory(tmp_path: Path) -> None:

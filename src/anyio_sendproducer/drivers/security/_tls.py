@@ -6,6 +6,7 @@ once, before the first connection.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import dataclasses
 import logging
@@ -351,7 +352,8 @@ def _pem_file(given: Given, meaning: str) -> str:
             problem += f" but in a binary one. If it is PKCS #12, {CONVERT}"
     if problem:
         raise given.wrong(meaning, problem)
-    return content.decode("ascii", "replace")
+    # OpenSSL would skip a certificate after a byte order mark, without an error.
+    return content.replace(codecs.BOM_UTF8, b"").decode("ascii", "replace")
 
 
 def _check_directory(given: Given, path: str) -> None:
