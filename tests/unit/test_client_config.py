@@ -242,10 +242,14 @@ def test_the_named_alternatives_are_settings(
         ({"max.request.size": 1.5}, "'max.request.size' must be a whole number of 1 or more"),
         ({"max.request.size": "1.5"}, "'max.request.size' must be a whole number of 1 or more"),
         ({"batch_size": 0.5}, "'batch_size' must be a whole number of 0 or more"),
-        ({"request.timeout.ms": 0}, "'request.timeout.ms' must be a number from 1 to 1073741824"),
-        ({"request.timeout.ms": 2**31}, "'request.timeout.ms' must be a number from 1 to 107374"),
+        ({"request.timeout.ms": 0}, "'request.timeout.ms' must be a number from 1 to 2147483647"),
+        ({"request.timeout.ms": 2**31}, "'request.timeout.ms' must be a number from 1 to 214748"),
         ({"request.timeout.ms": float("inf")}, "'request.timeout.ms' must be a number from 1 to"),
-        ({"send.buffer.bytes": 1.5}, "'send.buffer.bytes' must be a whole number from -1 to 1000"),
+        (
+            {"request.timeout.ms": 2**31 - 1, "linger.ms": 1},
+            "request.timeout.ms and linger.ms are together more than 2147483647",
+        ),
+        ({"send.buffer.bytes": 1.5}, "'send.buffer.bytes' must be a whole number from -1 to 2147"),
         ({"receive.buffer.bytes": "large"}, "'receive.buffer.bytes' must be a whole number from"),
         ({"connections.max.idle.ms": 0}, "'connections.max.idle.ms' must be a number of 1 or more"),
         ({"partitioner": "consistent"}, "'partitioner' must be 'murmur2_random', which is the def"),
@@ -259,6 +263,19 @@ def test_the_error_for_a_wrong_value_names_its_property(
     message = refusal(**properties)
     assert message.startswith("properties: ")
     assert says in message
+
+
+@pytest.mark.parametrize("name", ["request_timeout_ms", "transaction_timeout_ms"])
+def test_a_timeout_may_be_the_largest_that_a_broker_can_get(name: str) -> None:
+    """Kafka's Java client has the same limit."""
+    settings = make(transactional_id="id", properties={name: 2**31 - 1})
+    assert _kafka_config.client_config(settings, KNOWN)[name] == 2**31 - 1
+
+
+def test_a_buffer_may_be_as_large_as_with_kafkas_java_client() -> None:
+    """The system limits its size."""
+    option = (socket.SOL_SOCKET, socket.SO_RCVBUF, 2**31 - 1)
+    assert option in config(receive_buffer_bytes=2**31 - 1)["socket_options"]
 
 
 @pytest.mark.parametrize("own", [None, [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 0)]])

@@ -62,13 +62,12 @@ _NO_ZERO: Final = frozenset(
 
 #: Brokers get these as whole numbers of 32 bits. 3.0.12 would try without end to encode others.
 _WHOLE: Final = frozenset({"request_timeout_ms", "transaction_timeout_ms"})
-#: 3.0.12 requires that the request timeout and the linger together are no more than 2**31 - 1.
-_LARGEST_WHOLE: Final = 2**30
+#: The largest number of 32 bits, as in Kafka's Java client.
+_LARGEST: Final = 2**31 - 1
 
 #: The sizes of the buffers of a connection, and the socket option of each. 3.0.12 ignores these
 #: properties. -1 and 0 mean the default of the system, as in Kafka's clients and in librdkafka.
 _BUFFERS: Final = {"receive_buffer_bytes": socket.SO_RCVBUF, "send_buffer_bytes": socket.SO_SNDBUF}
-_LARGEST_BUFFER: Final = 100_000_000
 
 #: Properties that the producer sets itself, and what to use instead.
 _MANAGED: Final[dict[str, str]] = {
@@ -127,6 +126,10 @@ def client_config(
         )
     check_agreement(config, settings)
     check_waits(config, settings)
+    if config["request_timeout_ms"] + config["linger_ms"] > _LARGEST:
+        raise SettingsError(
+            f"properties: request.timeout.ms and linger.ms are together more than {_LARGEST}"
+        )
     if settings.transactional_id is not None:
         config["transactional_id"] = settings.transactional_id
     config.update(
@@ -136,7 +139,7 @@ def client_config(
         max_block_ms=0,
         # If a batch expires while it is retried, the idempotent client hangs forever. So the
         # client never expires a batch, and the ledger keeps the deadlines.
-        delivery_timeout_ms=2**31 - 1,
+        delivery_timeout_ms=_LARGEST,
     )
     return config
 
@@ -154,10 +157,10 @@ def _property(given: str, name: str, value: Any, default: Any) -> Any:
             "of a kafka.partitioner.Partitioner"
         )
     if name in _BUFFERS and value is not None:
-        return max(0, number_of(given, value, -1, _LARGEST_BUFFER, is_whole=True))
+        return max(0, number_of(given, value, -1, _LARGEST, is_whole=True))
     if isinstance(default, (int, float)):
         least = 1 if name in _NO_ZERO else 0
-        most = _LARGEST_WHOLE if name in _WHOLE else math.inf
+        most = _LARGEST if name in _WHOLE else math.inf
         number = number_of(given, value, least, most, is_whole=name.endswith(("_bytes", "_size")))
         return math.ceil(number) if name in _WHOLE else number
     return value
