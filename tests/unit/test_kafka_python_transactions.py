@@ -138,6 +138,31 @@ def test_a_transaction_that_took_too_long_may_be_why_the_producer_is_fenced(
             driver.end_transaction(False, Deadline(10))
 
 
+def test_the_client_may_be_closed_while_records_of_a_lost_transaction_are_dropped(
+    driver: KafkaPythonDriver, manager: Manager
+) -> None:
+    """The client's own thread then aborts all batches that are not complete."""
+    accumulator = importlib.import_module("kafka.producer.record_accumulator").RecordAccumulator()
+    producer: Any = driver._ready().producer
+    producer._accumulator = accumulator
+    future, *_ = accumulator.append(kafka.structs.TopicPartition("t", 0), 1, None, b"value", [])
+    [batch] = accumulator._incomplete.all()
+    closed = kafka.errors.IllegalStateError("Producer is closed forcefully.")
+    deallocate = accumulator.deallocate
+
+    def close_and_deallocate(one: Any) -> None:
+        accumulator.deallocate = deallocate
+        accumulator.abort_batches(closed)
+        deallocate(one)
+
+    accumulator.deallocate = close_and_deallocate
+    manager.begin_error = kafka.errors.KafkaError("READY to ABORTING_TRANSACTION")
+    driver.end_transaction(False, Deadline(10))
+    batch.abort(closed)  # the client's thread may have found the batch before it was dropped
+    assert isinstance(future.exception, kafka.errors.TransactionAbortedError)
+    assert not accumulator.has_incomplete
+
+
 def test_a_transaction_is_begun_once(driver: KafkaPythonDriver, manager: Manager) -> None:
     """A transaction that was begun but not used serves the next call."""
     driver.begin_transaction()
