@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 import dns.asyncresolver
 import dns.flags
@@ -141,6 +143,25 @@ async def test_a_lost_request_for_one_kind_of_address_is_repeated(
     with lying_server(answer) as server:
         found = await ask(discovery.dns(server.address, port=1), "example.test")
     assert found == ["10.0.0.1:1", "[::1]:1"]
+
+
+async def test_the_other_kind_of_address_does_not_use_up_the_time_of_the_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("anyio_sendproducer.discovery._dns._BOTH_KINDS", PATIENCE)
+
+    async def resolve(_: Any, __: str, *, rdtype: Any, **___: Any) -> list[Any]:
+        if rdtype.name == "A":
+            return [types.SimpleNamespace(address="10.0.0.1")]
+        while anyio.current_effective_deadline() >= scope.deadline:
+            await anyio.lowlevel.checkpoint()
+        return []
+
+    monkeypatch.setattr(dns.asyncresolver.Resolver, "resolve", resolve)
+    with anyio.fail_after(PATIENCE) as scope:
+        resolver = discovery.dns("127.0.0.1", port=1)
+        found = await resolver.resolve(Lookup.parse("example.test"))
+    assert [*map(str, found)] == ["10.0.0.1:1"]
 
 
 async def test_a_truncated_answer_is_requested_again_over_tcp() -> None:

@@ -30,6 +30,8 @@ _PATIENCE: Final = 1.0
 #: The time that a look-up of both kinds of address has if one kind was found; seconds. It is enough
 #: for a second attempt, because one lost packet must not hide the other kind.
 _BOTH_KINDS: Final = 2.0
+#: The part of the caller's time that this may use up at most.
+_PART: Final = 2 / 3
 #: The caller has its own timeout.
 _FOREVER: Final = 1e9
 
@@ -78,7 +80,7 @@ class DnsResolver:
     async def _addresses(self, ask: Any) -> Sequence[Target]:
         found: dict[Any, list[Target]] = {}
         failures: list[Exception] = []
-        both = anyio.current_time() + _BOTH_KINDS
+        both = _in_time(_BOTH_KINDS)
 
         async def look_up(kind: Any) -> None:
             try:
@@ -89,8 +91,7 @@ class DnsResolver:
                 found[kind] = [Target(one.address, self._port) for one in answer]
                 if found[kind]:
                     # Some name servers never answer a request for AAAA records.
-                    soon = anyio.current_time() + _PATIENCE / 2
-                    tasks.cancel_scope.deadline = max(both, soon)
+                    tasks.cancel_scope.deadline = max(both, _in_time(_PATIENCE / 2))
 
         kinds = (dns.rdatatype.A, dns.rdatatype.AAAA)
         async with anyio.create_task_group() as tasks:
@@ -100,6 +101,12 @@ class DnsResolver:
         if failures and not targets:
             raise failures[0]
         return targets
+
+
+def _in_time(seconds: float) -> float:
+    """When these seconds will be over, or that part of the caller's time."""
+    now = anyio.current_time()
+    return now + min(seconds, (anyio.current_effective_deadline() - now) * _PART)
 
 
 def _services(answer: Any) -> list[Target]:
