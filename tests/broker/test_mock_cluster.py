@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import importlib
 import socket
 import struct
@@ -400,3 +401,10 @@ def test_numbers_of_errors_and_requests_are_checked(cluster: MockCluster, number
         cluster.answer_any(number)
     with pytest.raises(ValueError, match=f"the request must be an int of 16 bits: {number!r}"):
         cluster.close_on(api=number)
+
+
+def test_the_number_may_be_a_member_of_an_enum() -> None:
+    """As in some client libraries."""
+    codes = enum.IntEnum("codes", {"NOT_LEADER_OR_FOLLOWER": 6})
+    assert error_code(codes(6)) == request_key(codes(6)) == 6
+    assert type(error_code(codes(6))) is int

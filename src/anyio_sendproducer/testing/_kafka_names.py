@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, cast
 
 __all__ = ["ERRORS", "REQUESTS", "error_code", "request_key"]
 
@@ -189,9 +189,10 @@ def request_key(request: str | int) -> int:
 def _number(kind: str, given: str | int, known: Mapping[str, int]) -> int:
     if not isinstance(given, str):
         # The protocol has 16 bits for it. ctypes would drop the others, which makes another number.
-        if type(given) is not int or not -(2**15) <= given < 2**15:
+        is_int = isinstance(cast("object", given), int) and not isinstance(given, bool)
+        if not is_int or not -(2**15) <= given < 2**15:
             raise ValueError(f"the number of the {kind} must be an int of 16 bits: {given!r:.40}")
-        return given
+        return int(given)  # it may be a member of an IntEnum
     number = known.get(given)
     if number is None:
         folded = {name.lower(): name for name in known}
