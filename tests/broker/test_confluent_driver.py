@@ -367,6 +367,16 @@ def test_a_refused_login_is_forgotten_when_librdkafka_stops_repeating_it() -> No
     assert str(driver.last_error()) == "no answer"
 
 
+def test_a_refused_login_does_not_hide_a_failure_that_came_after_an_answer() -> None:
+    """For example, the token was renewed, and later the broker went down."""
+    driver = ConfluentDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1"))
+    driver._health.on_error(KafkaError(KafkaError._AUTHENTICATION, "token expired"))
+    driver._health.note_answer()
+    assert str(driver.last_error()) == "token expired"
+    driver._health.on_error(KafkaError(KafkaError._TRANSPORT, "connection refused"))
+    assert str(driver.last_error()) == "connection refused"
+
+
 def test_the_client_gets_the_tokens_of_the_token_provider(cluster: MockCluster) -> None:
     class Tokens:
         def token(self) -> str:

@@ -35,6 +35,8 @@ class Health:
         #: The last failure to reach a broker; None if it is over.
         self.failure: SendProducerError | None = None
         self._failed_at = 0.0
+        #: When a broker answered last while there was a failure.
+        self._answered_at = 0.0
         #: The last failure to reach each bootstrap address.
         self._reasons: dict[str, str] = {}
         #: Whether no broker can be reached.
@@ -75,8 +77,11 @@ class Health:
             if found is not None:
                 self._reasons[found[1]] = found[2]
             is_login = code in LOGIN_REFUSED
-            # A recent refusal of the login says more than an address that does not answer.
-            is_recent = now - self._failed_at < _REPEATED_SECONDS
+            # A recent refusal of the login says more than an address that does not answer, unless
+            # a broker has answered since then.
+            is_recent = (
+                self._failed_at > self._answered_at and now - self._failed_at < _REPEATED_SECONDS
+            )
             if is_login or not (is_recent and isinstance(self.failure, LoginRefused)):
                 self.failure = (LoginRefused if is_login else SendProducerError)(text)
                 self._failed_at = now
@@ -96,7 +101,8 @@ class Health:
     def note_answer(self) -> None:
         """Note that one broker answers. Another broker may still be unreachable, so a recent
         failure is kept."""
-        if time.monotonic() - self._failed_at >= _REPEATED_SECONDS:
+        self._answered_at = time.monotonic()
+        if self._answered_at - self._failed_at >= _REPEATED_SECONDS:
             self.failure = None
         self.is_disconnected = False
 
