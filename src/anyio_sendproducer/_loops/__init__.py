@@ -6,8 +6,6 @@ public function with which a foreign thread wakes the event loop without being b
 
 from __future__ import annotations
 
-import asyncio
-
 from . import _asyncio
 from ._base import Loop, Sentinel, Step, Waitable, WaiterList, running_trio
 
@@ -49,4 +47,4 @@ def current_task() -> object:
     task, and when the task has ended, another one may get the same id.
     """
     trio = running_trio()
-    return asyncio.current_task() if trio is None else trio.lowlevel.current_task()
+    return _asyncio.current_task() if trio is None else trio.lowlevel.current_task()

@@ -183,3 +183,8 @@ def current_loop() -> Loop:
         RuntimeError: no event loop runs in this thread.
     """
     return AsyncioLoop(asyncio.get_running_loop())
+
+
+def current_task() -> object:
+    """Return the caller's task."""
+    return asyncio.current_task()
