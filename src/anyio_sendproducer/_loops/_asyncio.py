@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ._base import Loop, Sentinel, Waitable, WaiterList, running_trio
 
-__all__ = ["AsyncioLoop", "current_loop"]
+__all__ = ["AsyncioLoop", "current_loop", "current_task"]
 
 #: The delay of a timer that never runs: a year.
 _NEVER_SECONDS: Final = 365 * 24 * 3600.0
