@@ -18,7 +18,7 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
     """Open a task group whose tasks raise nothing. The block's exception is raised unchanged.
 
     A task group would wrap the exception in an exception group. So it is hidden from the group, and
-    raised again when the group has ended.
+    raised again when the group has ended, even if the caller is cancelled while the group ends.
 
     Args:
         misuse: the error message if the block is left by a different task than the one that entered
@@ -38,7 +38,13 @@ async def plain_task_group(misuse: str) -> AsyncGenerator[anyio.abc.TaskGroup]:
     except BaseException as error:  # noqa: BLE001  # raised again below
         failure = error
     if anyio.get_current_task() == opener:
-        await group.__aexit__(None, None, None)
+        cancelled = anyio.get_cancelled_exc_class()
+        try:
+            await group.__aexit__(None, None, None)
+        except cancelled:
+            # Also a task group raises the exception of its block rather than this cancellation.
+            if failure is None or isinstance(failure, cancelled):
+                raise
     elif failure is None or isinstance(failure, GeneratorExit):
         # The cancel scope of the group is never exited. Only the opener could exit it.
         failure = ProducerMisused(misuse)

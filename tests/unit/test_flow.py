@@ -688,6 +688,25 @@ async def test_a_sink_raises_the_first_failure(
         assert caught.value.record.value == b"1"
 
 
+async def test_a_sink_that_is_cancelled_while_it_ends_raises_the_failure(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    """Otherwise nothing would report the failure: the sink has received it."""
+    fake.judge = refuse
+    scope = anyio.CancelScope()
+
+    async def source() -> AsyncIterator[Any]:
+        try:
+            yield messages(1)[0]
+            await anyio.sleep_forever()
+        finally:
+            scope.cancel()  # the sink waits for the end of its source
+
+    async with open_send_producer(settings, driver=fake) as producer:
+        with raising(DeliveryError, match="refused"), scope:
+            await producer.sink(source())
+
+
 # --- in transactions -----------------------------------------------------------------------------
 
 

@@ -454,6 +454,24 @@ async def test_all_producers_close_at_the_same_time(settings: ProducerSettings) 
         await call.wait()
 
 
+async def test_a_pool_that_is_cancelled_while_it_closes_raises_the_error_of_its_block(
+    settings: ProducerSettings,
+) -> None:
+    fakes = Fakes(1)
+    async with task_group() as tasks:
+
+        async def cancel() -> None:
+            await at_gate(fakes[0].on_close)
+            scope.cancel()
+            fakes[0].on_close.open()
+
+        with raising(ArithmeticError), anyio.CancelScope() as scope:
+            async with TransactionPool(settings, size=1, driver=fakes):
+                fakes[0].on_close.shut()
+                tasks.start_soon(cancel)
+                raise ArithmeticError
+
+
 @pytest.mark.parametrize("how", ["clean", "failed", "cancelled"])
 async def test_transactions_of_other_tasks_end_with_the_pool(
     settings: ProducerSettings, how: str
