@@ -98,8 +98,13 @@ async def _running(
     scopes = flow.feeder_scopes = [anyio.CancelScope() for _ in feeders]
 
     async def run(feeder: Callable[[], Any], scope: anyio.CancelScope) -> None:
-        with scope:
-            await feeder()
+        try:
+            with scope:
+                await feeder()
+        except BaseException:
+            # The scope around the block was cancelled. The receiver may be shielded from that.
+            flow.end(anyio.ClosedResourceError())
+            raise
 
     # The feeders raise only cancellation.
     async with plain_task_group(_LEFT_BY_ANOTHER_TASK) as tasks:

@@ -292,7 +292,8 @@ class FlowStream(anyio.abc.ObjectReceiveStream[T], Generic[T]):
                 continues with the next envelope.
             TransactionError: the envelope's transaction was not committed. The stream ends.
             anyio.EndOfStream: there are no more envelopes.
-            anyio.ClosedResourceError: the stream is closed.
+            anyio.ClosedResourceError: the stream is closed; or the scope around the block was
+                cancelled, and the call is shielded from that.
             anyio.BusyResourceError: another task is receiving.
             ProducerMisused: as for :meth:`SendProducer.send`.
             Exception: the exception of the source, or of a producer or transaction that does not

@@ -438,6 +438,30 @@ async def test_leaving_while_an_envelope_waits_for_room(settings: ProducerSettin
     assert len(fake.submitted) == 2
 
 
+@pytest.mark.parametrize("transactional_id", [None, "id"])
+async def test_a_shielded_receiver_does_not_wait_for_a_cancelled_source(
+    settings: ProducerSettings, fake: FakeDriver, transactional_id: str | None
+) -> None:
+    async def source() -> AsyncIterator[Any]:
+        yield messages(1)[0]
+        await anyio.sleep_forever()
+
+    settings = settings.evolve(transactional_id=transactional_id)
+    async with open_send_producer(settings, driver=fake) as producer:
+        with anyio.CancelScope() as scope:
+            async with producer.flow(source()) as results:
+                with anyio.CancelScope(shield=True), anyio.fail_after(PATIENCE):
+                    await taken(fake, 1)
+                    scope.cancel()
+                    if transactional_id is None:  # otherwise the record is part of a transaction
+                        assert (await results.receive()).pass_through == 0
+                    with raising(anyio.ClosedResourceError):
+                        await results.receive()
+    assert [how for how, _ in fake.transactions] == (
+        [] if transactional_id is None else ["aborted"]
+    )
+
+
 async def test_closing_the_stream(settings: ProducerSettings, fake: FakeDriver) -> None:
     async with open_send_producer(settings, driver=fake) as producer, task_group() as tasks:
         give, take = anyio.create_memory_object_stream[Any](10)
