@@ -14,7 +14,7 @@ import dataclasses
 import enum
 from collections.abc import AsyncGenerator, AsyncIterable, Generator, Iterable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Any, ClassVar, Final, TypeVar, overload
+from typing import Any, ClassVar, Final, TypeVar, cast, overload
 
 import anyio
 import anyio.lowlevel
@@ -362,7 +362,6 @@ class Transaction(Sender, NoPublicConstructor):
                 await self._abort(error)
                 raise
         reason: SendProducerError | None = self._status.abort_reason or engine.ledger.first_failure
-        reason = reason or engine.why_not_commit(self._status.generation)
         if reason is not None:
             await self._abort(reason)
             if isinstance(reason, (TransactionAborted, ProducerFenced)):
@@ -388,7 +387,11 @@ class Transaction(Sender, NoPublicConstructor):
         settings = self._engine.settings
         deadline = Deadline(settings.delivery_timeout)
         bound = self._bound_for(settings.delivery_timeout)
-        failure: SendProducerError | None = None
+        # This is raised if only the task of `end` is cancelled, as asyncio.run() does at its end.
+        failure = cast(
+            "SendProducerError | None",
+            TransactionOutcomeUnknown("the commit was requested, but its task was cancelled"),
+        )
 
         async def hurry() -> None:
             try:
@@ -398,21 +401,37 @@ class Transaction(Sender, NoPublicConstructor):
                 shorter = self._bound_for(settings.cancel_timeout)
                 bound.deadline = min(bound.deadline, shorter.deadline)
 
+        async def end() -> None:
+            nonlocal failure
+            with CancelScope(shield=True):
+                try:
+                    reason = self._engine.why_not_commit(self._status.generation)
+                    if reason is not None:
+                        text = f"the transaction was aborted: {reason}"
+                        raise TransactionAborted(text) from reason
+                    await self._end(deadline, bound, commit=True)
+                    self._status.state = TransactionState.COMMITTED
+                    self._engine.committed()
+                    failure = None
+                except ProducerClosed as error:
+                    text = f"the commit was requested, but {error}"
+                    failure = TransactionOutcomeUnknown(text)
+                    failure.__cause__ = error
+                except SendProducerError as error:
+                    failure = error
+                except anyio.get_cancelled_exc_class():
+                    raise
+                except BaseException:  # the driver must not raise it
+                    failure = None
+                    raise
+            tasks.cancel_scope.cancel()
+
         try:
+            # asyncio's own task.cancel() ignores a shield, but the end of a task group waits for
+            # its tasks nevertheless. So a task of its own requests the commit.
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(hurry)
-                with CancelScope(shield=True):
-                    try:
-                        await self._end(deadline, bound, commit=True)
-                        self._status.state = TransactionState.COMMITTED
-                        self._engine.committed()
-                    except ProducerClosed as error:
-                        text = f"the commit was requested, but {error}"
-                        failure = TransactionOutcomeUnknown(text)
-                        failure.__cause__ = error
-                    except SendProducerError as error:
-                        failure = error
-                tasks.cancel_scope.cancel()
+                tasks.start_soon(end)
         finally:
             # On Trio, a cancelled task group raises the cancellation here. The caller needs the
             # failure more: only the failure says what became of the transaction.

@@ -32,7 +32,6 @@ ABORTED: Final = TransactionState.ABORTED
 COMMITTED: Final = TransactionState.COMMITTED
 ENDING: Final = TransactionState.ENDING
 OPEN: Final = TransactionState.OPEN
-UNKNOWN: Final = TransactionState.UNKNOWN
 
 
 class StagedDriver(FakeDriver):
@@ -411,8 +410,6 @@ STAGES: Final[dict[Stage, End]] = {
 #: The ends that differ with asyncio's own cancellation, which ignores shielded scopes. The client
 #: is replaced, because no task waits for its answer any more.
 STAGES_OF_ASYNCIO: Final[dict[Stage, End]] = {
-    commit_with_the_driver: End(UNKNOWN, DONE, delivered=2, generations=2),
-    commit_answered_unseen: End(UNKNOWN, DONE, delivered=2, generations=2),
     abort_with_the_driver: SECOND_FAILED._replace(generations=2),
     abort_answered_unseen: SECOND_FAILED._replace(generations=2),
 }
