@@ -7,7 +7,7 @@ was passed as the key, the value or the content of a header, which may be secret
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import re
 import sys
 from collections.abc import Iterable
@@ -18,6 +18,7 @@ from ._records import Message, MultiMessage, PassThroughMessage, ProducerRecord
 from ._shown import shown
 
 __all__ = [
+    "changed",
     "check_count",
     "check_is_envelope",
     "check_is_record",
@@ -64,7 +65,7 @@ def check_record(
         _check_topic(record)
         if type(topic) is not str:
             topic = plain(topic)
-            record = dataclasses.replace(record, topic=topic)
+            record = changed(record, topic=topic)
         # An application with a new topic name for each record must not fill the memory.
         if len(known_topics) >= 10_000:
             known_topics.clear()
@@ -81,7 +82,7 @@ def check_record(
             size = _estimate(value)
         else:
             value = _as_bytes(record, "value", value)
-            record = dataclasses.replace(record, value=value)
+            record = changed(record, value=value)
             size = len(value)
     if type(key) is bytes:
         size += len(key)
@@ -90,24 +91,24 @@ def check_record(
             size += _estimate(key)
         else:
             key = _as_bytes(record, "key", key)
-            record = dataclasses.replace(record, key=key)
+            record = changed(record, key=key)
             size += len(key)
     partition = record.partition
     if partition is not None:
         _check_number(record, "partition", partition, MAX_INT32)
         if type(partition) is not int:
-            record = dataclasses.replace(record, partition=plain(partition))
+            record = changed(record, partition=plain(partition))
     timestamp_ms = record.timestamp_ms
     if timestamp_ms is not None:
         _check_number(record, "timestamp_ms", timestamp_ms, MAX_INT64)
         if type(timestamp_ms) is not int:
-            record = dataclasses.replace(record, timestamp_ms=plain(timestamp_ms))
+            record = changed(record, timestamp_ms=plain(timestamp_ms))
     if record.headers:
         header_size, are_plain = _check_headers(record)
         size += header_size
         if not are_plain:
             headers = tuple((plain(name), plain(content)) for name, content in record.headers)
-            record = dataclasses.replace(record, headers=headers)
+            record = changed(record, headers=headers)
     elif record.headers != ():
         raise _rejected(
             record,
@@ -134,6 +135,18 @@ def plain(value: T) -> T:
     elif isinstance(value, int) and not isinstance(value, bool):
         exact = int.__index__(value)
     return cast("T", exact)
+
+
+def changed(record: ProducerRecord[Any, Any], **fields: Any) -> ProducerRecord[Any, Any]:
+    """Copy a record, and change fields of the copy.
+
+    Unlike ``dataclasses.replace``, this works for a subclass whose constructor has other arguments.
+    """
+    copied = copy.copy(record)
+    # A subclass may have attributes of its own, which copy() leaves out.
+    for name, value in {**getattr(record, "__dict__", {}), **fields}.items():
+        object.__setattr__(copied, name, value)
+    return copied
 
 
 def _rejected(record: ProducerRecord[Any, Any], message: str) -> RecordRejected:
@@ -221,7 +234,11 @@ def _wrong_header(header: object) -> str:
 def _as_bytes(record: ProducerRecord[Any, Any], field: str, content: object) -> bytes:
     if isinstance(content, (bytes, bytearray, memoryview)):
         # The caller may change a buffer before the record is sent: send a copy.
-        return bytes(cast("bytes", content))
+        try:
+            return bytes(cast("bytes", content))
+        except ValueError as error:
+            kind = type(content).__name__
+            raise _rejected(record, f"{field} is a {kind} that can't be read") from error
     raise _rejected(
         record,
         f"{field} must be bytes, not {type(content).__name__}: "

@@ -183,3 +183,14 @@ async def test_a_fake_driver_calls_it(settings: ProducerSettings) -> None:
     chosen = settings.with_partitioner(lambda _topic, _key, partitions: partitions[1])
     async with open_send_producer(chosen, driver=fake) as producer:
         assert (await producer.send("orders", b"v")).partition == 1
+
+
+async def test_a_record_of_a_subclass_with_its_own_constructor(settings: ProducerSettings) -> None:
+    class Order(ProducerRecord[None, bytes]):
+        def __init__(self) -> None:
+            super().__init__("orders", b"two tins")
+
+    fake = FakeDriver()
+    chosen = settings.with_partitioner(returning(2))
+    async with open_send_producer(chosen, driver=fake) as producer:
+        assert (await producer.send(Order())).partition == 2

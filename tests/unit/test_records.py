@@ -51,6 +51,14 @@ class Content(bytes):
         return "a secret"
 
 
+class Order(ProducerRecord[Any, Any]):
+    """A record with a constructor and an attribute of its own."""
+
+    def __init__(self, number: int, value: Any) -> None:
+        super().__init__("orders", value, headers=[(Topic.ORDERS, b"x")])
+        object.__setattr__(self, "number", number)
+
+
 METADATA = RecordMetadata("orders", 3, 42, 1_700_000_000_000, 2, 5)
 
 
@@ -385,6 +393,24 @@ def test_subclasses_of_plain_types_are_replaced(serialized: bool) -> None:
     )
     # A serializer gets the object that the caller passed.
     assert (type(sent.value) is Content) == serialized
+
+
+def test_a_record_of_a_subclass_with_its_own_constructor_is_copied() -> None:
+    order: Any = Order(7, bytearray(b"two tins"))
+    checked: Any = check_record(order, set())[0]
+    assert (checked.topic, checked.value, checked.number) == ("orders", b"two tins", 7)
+    assert type(checked.headers[0][0]) is str
+    assert type(checked) is Order
+    assert type(order.value) is bytearray
+
+
+@pytest.mark.parametrize("field", ["key", "value"])
+def test_a_released_buffer_is_refused(field: str) -> None:
+    buffer = memoryview(b"two tins")
+    buffer.release()
+    fields: dict[str, Any] = {field: buffer}
+    error = reject(ProducerRecord("orders", **fields))
+    assert str(error) == f"{field} is a memoryview that can't be read"
 
 
 # --- envelopes and results -----------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -280,7 +279,15 @@ class FakeDriver:
         partition = choose_partition(
             settings.partitioner, submission.record, record.key, tuple(range(self.partitions))
         )
-        return dataclasses.replace(record, partition=partition)
+        # Not dataclasses.replace: a subclass may have a constructor with other arguments.
+        return ProducerRecord(
+            record.topic,
+            record.value,
+            record.key,
+            partition=partition,
+            timestamp_ms=record.timestamp_ms,
+            headers=record.headers,
+        )
 
     def partitions_for(self, topic: str, /) -> frozenset[int] | None:
         """Return the partitions of a topic; None if it is unknown."""
