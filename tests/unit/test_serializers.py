@@ -264,6 +264,14 @@ def test_the_name_of_a_header_counts_in_bytes(name: str) -> None:
     assert serialized == checked == len(b"vkeycontent") + len(name.encode())
 
 
+@pytest.mark.parametrize("kind", [type("Token", (bytes,), {}), bytearray, memoryview])
+def test_the_result_of_a_serializer_becomes_plain_bytes(kind: Callable[[bytes], Any]) -> None:
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=kind)
+    serialized, size = serialize_record(ProducerRecord("t", b"two tins"), settings)
+    assert (serialized.value, size) == (b"two tins", 8)
+    assert type(serialized.value) is bytes
+
+
 async def test_only_the_record_of_a_topic_without_a_serializer_fails() -> None:
     settings = ProducerSettings(
         bootstrap_servers="localhost:9092",

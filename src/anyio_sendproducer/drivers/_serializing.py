@@ -44,8 +44,8 @@ def bytes_of(
         content = serialize(record.topic, headers, data)
         if content is None or type(content) is bytes:
             return content
-        if isinstance(content, (bytearray, memoryview)):
-            return bytes(cast("bytearray", content))
+        if isinstance(content, (bytes, bytearray, memoryview)):  # bytes: a subclass
+            return bytes(cast("bytes", content))
     # Python raises KeyboardInterrupt on the main thread, and a serializer usually runs on another
     # thread. So SystemExit and the like come from the serializer, and only this record fails.
     except BaseException as error:
