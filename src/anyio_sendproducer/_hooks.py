@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 from ._exceptions import SettingsError
@@ -52,8 +53,14 @@ def serialize_with(serializer: AnySerializer | None) -> Serialize | None:
         return None
     if isinstance(serializer, Serializer):
         return serializer.serialize
-    plain = serializer
-    return lambda _topic, _headers, data: plain(data)
+    # Not a lambda: settings with a TopicSerializer can then be pickled.
+    return partial(_serialize_plain, serializer)
+
+
+def _serialize_plain(
+    serializer: Callable[[Any], Any], _topic: str, _headers: list[tuple[str, bytes]], data: Any
+) -> Any:
+    return serializer(data)
 
 
 def check_serializer(field: str, serializer: object) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import copy
 import datetime as dt
 import json
+import pickle
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -247,6 +249,15 @@ def test_invalid_arguments_of_a_topic_serializer(arguments: tuple[Any, ...], say
     with pytest.raises(SettingsError) as caught:
         TopicSerializer(*arguments)
     assert str(caught.value) == f"TopicSerializer: {says}"
+
+
+def test_settings_with_a_topic_serializer_can_be_pickled() -> None:
+    serializer = TopicSerializer({"orders": JSONSerializer(), "audit": Marking()}, str.encode)
+    settings = ProducerSettings(bootstrap_servers="localhost:9092", value_serializer=serializer)
+    for other in (pickle.loads(pickle.dumps(settings)), copy.deepcopy(settings)):
+        for topic in ("orders", "audit", "other"):
+            record = ProducerRecord(topic, "two tins")
+            assert serialize_record(record, other) == serialize_record(record, settings)
 
 
 def test_the_repr_of_a_topic_serializer_shows_only_its_topics() -> None:
