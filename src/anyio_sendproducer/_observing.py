@@ -117,7 +117,7 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
             )
         try:
             is_valid = _event_types(observer) <= _EVENT_TYPES
-        except TypeError:  # not iterable, or with an item that is not hashable
+        except TypeError:
             is_valid = False
         if not is_valid:
             raise TypeError(
@@ -128,9 +128,17 @@ def check_observers(observers: Iterable[Observer]) -> tuple[Observer, ...]:
 
 
 def _event_types(observer: Observer) -> frozenset[type[Event]]:
-    """Return the kinds of events that an observer wants."""
+    """Return the kinds of events that an observer wants.
+
+    Raises:
+        TypeError: they are no collection of hashable objects.
+    """
     declared: Collection[type[Event]] | None = getattr(observer, "event_types", None)
-    return _EVENT_TYPES if declared is None else frozenset(declared)
+    if declared is None:
+        return _EVENT_TYPES
+    if not isinstance(cast("object", declared), Collection):  # an iterator can be read only once
+        raise TypeError(type(declared).__name__)
+    return frozenset(declared)
 
 
 class Observation:

@@ -233,7 +233,7 @@ async def test_each_kind_can_be_declared(settings: ProducerSettings, kind: type[
 
 
 async def test_a_declaration_is_checked(settings: ProducerSettings, fake: FakeDriver) -> None:
-    wrongs: list[Any] = [[Recorder], Delivered, 7, "Delivered", [[]], [Event]]
+    wrongs: list[Any] = [[Recorder], Delivered, 7, "Delivered", [[]], [Event], iter([Delivered])]
     for wrong in wrongs:
         observers = [Recorder(), Declaring(wrong)]
         with pytest.raises(TypeError, match=r"observers\[1\]\.event_types must be a list of"):
