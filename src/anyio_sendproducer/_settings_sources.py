@@ -114,12 +114,11 @@ def from_properties(
     if isinstance(source, Mapping):
         return _from_kafka(cast("Mapping[object, Any]", source))
     path = os.fspath(source)
+    content = _read(path)
     try:
-        return _from_kafka(parse(decode(_read(path))))
+        return _from_kafka(parse(decode(content)))
     except SettingsError as error:
-        # An error of _read() begins with the path.
-        text = str(error)
-        raise SettingsError(text if text.startswith(path) else f"{path}: {text}") from error
+        raise SettingsError(f"{path}: {error}") from error
 
 
 def _from_kafka(properties: Mapping[Any, Any]) -> dict[str, Any]:
@@ -323,8 +322,9 @@ def _read(path: str) -> bytes:
     try:
         with Path(path).open("rb") as file:
             content = file.read(_LARGEST + 1)
-    except OSError as error:
-        raise SettingsError(f"{path} can't be read: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: no file can have this path
+        reason = getattr(error, "strerror", None) or error
+        raise SettingsError(f"{path} can't be read: {reason}") from error
     if len(content) > _LARGEST:
         raise SettingsError(f"{path} has more than 1 MiB, so it is not a settings file")
     return content

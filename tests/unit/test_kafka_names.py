@@ -200,6 +200,14 @@ def test_a_wrong_properties_file(tmp_path: Path) -> None:
     assert said().startswith(f"{path}: bootstrap_servers is missing")
 
 
+@pytest.mark.parametrize("read", [ProducerSettings.from_properties, ProducerSettings.from_toml])
+def test_a_path_that_no_file_can_have(read: Callable[[str], object]) -> None:
+    with pytest.raises(SettingsError, match=r"^a\\x00b can't be read: embedded null"):
+        read("a\0b")
+    with pytest.raises(SettingsError, match=r"^\\ud800 can't be read: 'utf-8' codec can't encode"):
+        read("\ud800")
+
+
 # --- in from_mapping and from_toml ---------------------------------------------------------------
 
 
