@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import importlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
@@ -1543,3 +1544,11 @@ def test_the_fakes_waits_are_bounded() -> None:
         fake.wait_until_taken(1, timeout=0.01)
     with pytest.raises(TimeoutError, match=r"no thread came to the gate within 0\.01 s"):
         fake.on_submit.wait_until_someone_waits(timeout=0.01)
+
+
+@pytest.mark.parametrize("wrong", [math.nan, -1])
+def test_a_timeout_of_the_fakes_waits_is_checked(wrong: float) -> None:
+    fake = FakeDriver()
+    for wait in (partial(fake.wait_until_taken, 1), fake.on_submit.wait_until_someone_waits):
+        with pytest.raises(ValueError, match=f"timeout must be 0 seconds or more: {wrong}"):
+            wait(timeout=wrong)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["check_callable", "check_count", "check_topic"]
+__all__ = ["check_callable", "check_count", "check_timeout", "check_topic"]
 
 
 def check_callable(name: str, argument: object) -> None:
@@ -23,6 +23,16 @@ def check_count(name: str, number: object, least: int = 1) -> None:
     """
     if type(number) is not int or number < least:
         raise ValueError(f"{name} must be an int of {least} or more: {number!r}")
+
+
+def check_timeout(seconds: float) -> None:
+    """Check the timeout of a wait. A wait for NaN seconds would never end.
+
+    Raises:
+        ValueError: it is NaN or negative.
+    """
+    if not seconds >= 0:
+        raise ValueError(f"timeout must be 0 seconds or more: {seconds!r}")
 
 
 def check_topic(topic: object) -> None:

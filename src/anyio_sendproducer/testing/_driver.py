@@ -27,7 +27,7 @@ from ..drivers import (
     choose_partition,
     serialize_record,
 )
-from ._checks import check_callable, check_count, check_topic
+from ._checks import check_callable, check_count, check_timeout, check_topic
 from ._fake_cluster import FakeTopics, FakeTransactions
 
 __all__ = ["FakeDriver", "Gate"]
@@ -71,7 +71,9 @@ class Gate:
 
         Raises:
             TimeoutError: no thread reached the gate in time.
+            ValueError: ``timeout`` is negative or NaN.
         """
+        check_timeout(timeout)
         if not self._waiting.acquire(timeout=timeout):
             raise TimeoutError(f"no thread came to the gate within {timeout:g} s")
 
@@ -371,7 +373,9 @@ class FakeDriver:
 
         Raises:
             TimeoutError: fewer records were submitted in time.
+            ValueError: ``timeout`` is negative or NaN.
         """
+        check_timeout(timeout)
         with self._lock:
             if not self._lock.wait_for(lambda: len(self.submitted) >= count, timeout):
                 raise TimeoutError(f"{count} records were not taken within {timeout:g} s")
