@@ -307,10 +307,10 @@ class SendProducer(Sender, NoPublicConstructor):
         Cancellation ends only the waiting.
         """
         self._engine.check_usable()
-        check_record(ProducerRecord(topic, b""), set())
+        record, _ = check_record(ProducerRecord(topic, b""), set())
         await anyio.lowlevel.checkpoint_if_cancelled()
         limit = (self._engine.settings.delivery_timeout, "delivery_timeout")
-        return await find_partitions(self._engine, topic, limit)
+        return await find_partitions(self._engine, record.topic, limit)
 
     async def warm_up(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import enum
 import importlib
 import logging
 import math
@@ -845,6 +846,24 @@ async def test_flush_does_not_wait_for_records_without_room(settings: ProducerSe
 async def test_partitions_of_a_known_topic(settings: ProducerSettings) -> None:
     async with open_send_producer(settings, driver=FakeDriver(partitions=3)) as producer:
         assert await producer.partitions_for("t") == frozenset({0, 1, 2})
+
+
+async def test_partitions_of_a_topic_that_is_a_member_of_an_enum(
+    settings: ProducerSettings,
+) -> None:
+    class Topic(str, enum.Enum):
+        ORDERS = "orders"
+
+    asked: list[str] = []
+
+    class Asked(FakeDriver):
+        def partitions_for(self, topic: str, /) -> frozenset[int] | None:
+            asked.append(topic)
+            return super().partitions_for(topic)
+
+    async with open_send_producer(settings, driver=Asked()) as producer:
+        assert await producer.partitions_for(Topic.ORDERS) == frozenset(range(4))
+    assert [type(topic) for topic in asked] == [str]
 
 
 async def test_partitions_of_a_topic_that_the_driver_learns(
