@@ -256,8 +256,8 @@ def dead_letter_record(error: DeliveryError, topic: str) -> ProducerRecord[Any, 
     ]
     if error.__cause__ is not None:
         headers.append(("kafka_dlt-exception-cause-fqcn", _utf_8(error_type(error.__cause__))))
-    partition = cast("object", record.partition)
-    if isinstance(partition, int) and 0 <= partition < 2**31:  # it may be the invalid field
+    partition = cast("object", record.partition)  # it may be the invalid field
+    if isinstance(partition, int) and not isinstance(partition, bool) and 0 <= partition < 2**31:
         headers.append(("kafka_dlt-original-partition", partition.to_bytes(4, "big")))
     return ProducerRecord(
         topic, record.value, record.key, timestamp_ms=record.timestamp_ms, headers=headers

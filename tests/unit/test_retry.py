@@ -245,7 +245,7 @@ async def test_the_headers_of_a_dead_letter(producer: SendProducer, fake: FakeDr
     assert "kafka_dlt-exception-cause-fqcn" not in headers
 
 
-@pytest.mark.parametrize("partition", [None, -1, 2**31, "1"])
+@pytest.mark.parametrize("partition", [None, -1, 2**31, "1", True])
 def test_a_dead_letter_of_an_invalid_record(partition: Any) -> None:
     wrong = ProducerRecord("\ud800", b"v", partition=partition)
     error = factories.rejected(wrong)
