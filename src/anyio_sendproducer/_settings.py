@@ -41,7 +41,7 @@ from .discovery._types import address_in
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-__all__ = ["ProducerSettings", "SettingsFields", "settings_for"]
+__all__ = ["ProducerSettings", "SettingsFields", "check_settings", "settings_for"]
 
 
 #: Properties whose values ``repr`` shows; it hides all others.
@@ -658,13 +658,7 @@ def settings_for(settings: ProducerSettings | None, fields: SettingsFields) -> P
     """
     if settings is None:
         return ProducerSettings(**fields) if fields else ProducerSettings.from_env()
-    if not isinstance(cast("object", settings), ProducerSettings):
-        kind = type(settings).__name__
-        hints = {
-            "str": ": use bootstrap_servers='localhost:9092'",
-            "dict": ": use ProducerSettings.from_mapping()",
-        }
-        raise TypeError(f"settings must be ProducerSettings, not {kind}{hints.get(kind, '')}")
+    check_settings(settings)
     if not fields:
         return settings
     # bootstrap_servers and service_name replace each other.
@@ -673,6 +667,21 @@ def settings_for(settings: ProducerSettings | None, fields: SettingsFields) -> P
     elif "service_name" in fields:
         fields = {"bootstrap_servers": "", **fields}
     return settings.evolve(**fields)
+
+
+def check_settings(settings: object) -> None:
+    """Check an argument that must be settings.
+
+    Raises:
+        TypeError: it is an object of another type.
+    """
+    if not isinstance(settings, ProducerSettings):
+        kind = type(settings).__name__
+        hints = {
+            "str": ": use ProducerSettings(bootstrap_servers='localhost:9092')",
+            "dict": ": use ProducerSettings.from_mapping()",
+        }
+        raise TypeError(f"settings must be ProducerSettings, not {kind}{hints.get(kind, '')}")
 
 
 def _remake(fields: dict[str, Any]) -> ProducerSettings:

@@ -32,7 +32,7 @@ from anyio.streams.tls import TLSAttribute
 from ._exceptions import SendProducerError, SettingsError
 from ._kafka_names import canonical_name
 from ._opening import open_send_producer
-from ._settings import ProducerSettings
+from ._settings import ProducerSettings, check_settings
 from ._settings_resolver import SettingsResolver
 from ._shown import listed, one_line, raised_text
 from .drivers import DriverName, make_driver
@@ -184,9 +184,13 @@ async def check_cluster(
         The steps and the cluster's description. A failure is reported as a step instead of being
         raised.
 
+    Raises:
+        TypeError: ``settings`` has a wrong type.
+
     Cancellation closes the connections that the current step has opened. It does not interrupt the
     step ``cluster``, and takes effect when this step ends.
     """
+    check_settings(settings)
     findings = _Findings(settings, driver)
     functions: dict[str, Callable[[_Findings], Awaitable[tuple[str, ...]]]] = {
         "settings": _settings,

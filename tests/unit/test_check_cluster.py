@@ -55,6 +55,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return seen
 
 
+async def test_settings_of_a_wrong_type() -> None:
+    wrongs: list[tuple[Any, str]] = [
+        (None, "NoneType$"),
+        ("localhost:9092", r"str: use ProducerSettings\(bootstrap_servers="),
+        ({}, r"dict: use ProducerSettings\.from_mapping\(\)$"),
+    ]
+    for wrong, says in wrongs:
+        with pytest.raises(TypeError, match=f"settings must be ProducerSettings, not {says}"):
+            await check_cluster(wrong)
+
+
 async def test_each_step_uses_what_enrich_returns(seen: Seen) -> None:
     asked: list[ProducerSettings] = []
 

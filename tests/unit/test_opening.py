@@ -135,7 +135,7 @@ def test_the_constructor_still_shows_its_fields() -> None:
 @pytest.mark.parametrize(
     ("given_", "says"),
     [
-        (ADDRESS, "not str: use bootstrap_servers='localhost:9092'"),
+        (ADDRESS, r"not str: use ProducerSettings\(bootstrap_servers='localhost:9092'\)"),
         ({}, r"not dict: use ProducerSettings\.from_mapping\(\)"),
         (7, "must be ProducerSettings, not int$"),
     ],
