@@ -167,7 +167,8 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
         self._free = deque(self._members)
         self._turns = anyio.CapacityLimiter(size)
         self._replaced = 0
-        self._state: Literal["new", "open", "closed"] = "new"
+        self._state: Literal["new", "open", "closed"] = "new"  # "new" until all have started
+        self._was_entered = False
         self._affinity: Affinity
         self._context: contextvars.Context
         self._tasks: anyio.abc.TaskGroup
@@ -220,8 +221,9 @@ class TransactionPool(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncGenerator[TransactionPool]:
-        if self._state != "new":
+        if self._was_entered:
             raise ProducerClosed("this pool was opened before: make another one")
+        self._was_entered = True
         async with plain_task_group(_LEFT_IN_ANOTHER_TASK) as self._tasks:
             try:
                 self._affinity = Affinity(current_loop(), Step())

@@ -581,6 +581,29 @@ async def test_a_pool_that_is_not_open_refuses_transactions(settings: ProducerSe
             never()
 
 
+async def test_a_pool_cannot_be_opened_while_it_starts(settings: ProducerSettings) -> None:
+    fakes = Fakes(1)
+    fakes.prepare = shut
+    pool = TransactionPool(settings, 1, driver=fakes)
+
+    async def use() -> None:
+        async with pool:
+            await commit(pool)
+
+    async with task_group() as tasks:
+        first = Call(tasks, use)
+        starting = await fakes.at_open(0, 1)
+        fakes.prepare = nothing
+        second = Call(tasks, use)
+        await quiet()
+        starting.on_open.open()
+        await first.wait()
+        assert "make another one" in str((await second.wait()).error)
+        assert type(second.error) is ProducerClosed
+    assert fakes.made == [1]
+    assert fakes.ended == [["committed"]]
+
+
 async def test_a_transaction_on_another_loop_is_refused(
     settings: ProducerSettings, anyio_backend_name: str
 ) -> None:
