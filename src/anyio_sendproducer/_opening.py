@@ -15,7 +15,7 @@ from ._bridge import Bridge
 from ._clock import ClockFactory, LoopClock
 from ._cluster_probe import ClusterProbe
 from ._engine import Engine
-from ._exceptions import UndeliveredRecords, add_note
+from ._exceptions import ProducerClosed, UndeliveredRecords, add_note
 from ._ledger import Ledger
 from ._loops import current_loop
 from ._observing import Observation, ObservedLedger, check_observers
@@ -130,6 +130,7 @@ def open_send_producer(
             awaited them. If the block raises an exception, this exception is raised instead,
             outside an exception group, with a note about the number of such deliveries.
         ProducerMisused: different tasks entered and left the block.
+        ProducerClosed: ``async with`` was used with this result before.
         TypeError: ``settings`` or ``observers`` has a wrong type.
 
     Cancellation at any time releases all resources.
@@ -142,8 +143,14 @@ class _Opening(AbstractAsyncContextManager[SendProducer]):
 
     def __init__(self, context: AbstractAsyncContextManager[SendProducer]) -> None:
         self._context = context
+        self._was_entered = False
 
     async def __aenter__(self) -> SendProducer:
+        if self._was_entered:
+            raise ProducerClosed(
+                "this result of open_send_producer() was used before: call the function again"
+            )
+        self._was_entered = True
         return await self._context.__aenter__()
 
     async def __aexit__(

@@ -11,6 +11,7 @@ from typing import Any, cast, get_args, get_type_hints
 import pytest
 
 from anyio_sendproducer import (
+    ProducerClosed,
     ProducerSettings,
     SettingsError,
     Statistics,
@@ -22,7 +23,7 @@ from anyio_sendproducer._settings import SettingsFields
 from anyio_sendproducer.drivers import DriverName, make_driver
 from anyio_sendproducer.drivers._describe import describe_cluster, protocol_of
 from anyio_sendproducer.testing import FakeDriver, _mock_cluster
-from tests.support.calls import task_group
+from tests.support.calls import never, raising, task_group
 
 ADDRESS = "kafka.test:9092"
 
@@ -151,6 +152,20 @@ HOW = r"use `async with open_send_producer\(\.\.\.\) as producer:`"
 async def test_opening_is_not_awaited(settings: ProducerSettings) -> None:
     with pytest.raises(TypeError, match=f"is not awaited: {HOW}"):
         await cast("Any", open_send_producer(settings))
+
+
+async def test_the_result_can_be_used_only_once(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    opening = open_send_producer(settings, driver=fake)
+    async with opening:
+        with raising(ProducerClosed, match="used before: call the function again"):
+            async with opening:
+                never()
+    with raising(ProducerClosed, match="used before: call the function again"):
+        async with opening:
+            never()
+    assert fake.opened == 1
 
 
 def test_opening_without_async(settings: ProducerSettings) -> None:
