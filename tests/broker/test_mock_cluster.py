@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -392,6 +393,29 @@ def test_names_that_do_not_exist() -> None:
         request_key("produce")
     with pytest.raises(ValueError, match="no request 'xyz': Produce, Fetch, "):
         request_key("xyz")
+
+
+def test_numbers_that_do_not_fit_in_32_bits_are_refused(cluster: MockCluster) -> None:
+    """ctypes would take 2**32 as 0: the first partition, or no delay."""
+    most = f"must be {2**31 - 1} at most: {2**32}"
+    with pytest.raises(ValueError, match=f"partition {most}"):
+        cluster.move("orders", 2**32, 1)
+    with pytest.raises(ValueError, match=f"milliseconds {most}"):
+        cluster.set_rtt(1, 2**32)
+    with pytest.raises(ValueError, match=f"rtt_ms {most}"):
+        cluster.answer_next(1, "NONE", rtt_ms=2**32)
+
+
+@pytest.mark.parametrize("topic", ["a\0b", "", "two tins", "\ud800", None, b"orders"])
+def test_names_of_topics_are_checked(cluster: MockCluster, topic: Any) -> None:
+    """In C, the first name would end at the NUL."""
+    for call in (
+        partial(cluster.create_topic, topic),
+        partial(cluster.move, topic, 0, 1),
+        partial(cluster.set_topic_error, topic, "NONE"),
+    ):
+        with pytest.raises(ValueError, match=r"^topic "):
+            call()
 
 
 @pytest.mark.parametrize("number", [2**16, -(2**15) - 1, 6.0, True, None])

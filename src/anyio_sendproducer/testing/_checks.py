@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 __all__ = ["check_callable", "check_count", "check_timeout", "check_topic"]
 
 
@@ -15,14 +17,16 @@ def check_callable(name: str, argument: object) -> None:
         raise TypeError(f"{name} must be callable, not {type(argument).__name__}")
 
 
-def check_count(name: str, number: object, least: int = 1) -> None:
+def check_count(name: str, number: object, least: int = 1, most: float = math.inf) -> None:
     """Check an argument that is a number.
 
     Raises:
-        ValueError: it is not an int, or is too small.
+        ValueError: it is not an int, or is too small or too large.
     """
     if type(number) is not int or number < least:
         raise ValueError(f"{name} must be an int of {least} or more: {number!r}")
+    if number > most:
+        raise ValueError(f"{name} must be {most} at most: {number!r}")
 
 
 def check_timeout(seconds: float) -> None:

@@ -14,11 +14,12 @@ releases that the extra ``confluent`` allows have had these functions so far.
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, cast
 
 from .. import ProducerSettings
 from ._checks import check_count
@@ -28,6 +29,9 @@ __all__ = ["MockCluster", "MockClusterError", "librdkafka", "mock_cluster"]
 
 #: rd_kafka_resp_err_t's RD_KAFKA_RESP_ERR__TRANSPORT: the mock closes the connection.
 _TRANSPORT: Final = -195
+
+_TOPIC_NAME: Final = re.compile(r"[a-zA-Z0-9._-]{1,249}")
+_MAX_INT32: Final = 2**31 - 1
 
 #: rd_kafka_type_t's RD_KAFKA_PRODUCER.
 _PRODUCER: Final = 0
@@ -190,7 +194,7 @@ class MockCluster:
             The topic's name.
 
         Raises:
-            ValueError: ``leaders`` is empty.
+            ValueError: ``topic`` is not a valid topic name, or ``leaders`` is empty.
             MockClusterError: there is no such broker, or the topic exists.
         """
         brokers = [*leaders]
@@ -198,7 +202,7 @@ class MockCluster:
             raise ValueError("leaders must have the id of a broker for each partition: it is empty")
         for broker in brokers:
             self._check_broker(broker)
-        self._call("topic_create", topic.encode(), len(brokers), 1)
+        self._call("topic_create", _encoded(topic), len(brokers), 1)
         for partition, broker in enumerate(brokers):
             self.move(topic, partition, broker)
         return topic
@@ -208,12 +212,14 @@ class MockCluster:
         creates it, and this partition is its last.
 
         Raises:
-            ValueError: ``partition`` is not an int of 0 or more.
+            ValueError: ``topic`` is not a valid topic name, or ``partition`` is not an int from 0
+                to 2,147,483,647.
             MockClusterError: there is no such broker, or the topic has no such partition.
         """
-        check_count("partition", partition, 0)  # the cluster does not notice a negative one
+        # The cluster does not notice a negative one. ctypes would take 2**32 as 0.
+        check_count("partition", partition, 0, _MAX_INT32)
         self._check_broker(broker)
-        self._call("partition_set_leader", topic.encode(), partition, broker)
+        self._call("partition_set_leader", _encoded(topic), partition, broker)
 
     def set_topic_error(self, topic: str, error: str | int) -> None:
         """Answer requests for a topic's metadata, and requests to add the topic to a transaction,
@@ -221,10 +227,10 @@ class MockCluster:
         such topic, the cluster creates it.
 
         Raises:
-            ValueError: the name of the error is unknown.
+            ValueError: the name of the error is unknown, or ``topic`` is not a valid topic name.
         """
         code = error_code(error)
-        self._run("topic_set_error", topic.encode(), code)
+        self._run("topic_set_error", _encoded(topic), code)
         (self._failing_topics.add if code else self._failing_topics.discard)(topic)
 
     # --- answers -----------------------------------------------------------------------------
@@ -244,10 +250,10 @@ class MockCluster:
 
         Raises:
             ValueError: the name of the error or of the request is unknown, or ``rtt_ms`` is not an
-                int of 0 or more.
+                int from 0 to 2,147,483,647.
             MockClusterError: there is no such broker.
         """
-        check_count("rtt_ms", rtt_ms, 0)
+        check_count("rtt_ms", rtt_ms, 0, _MAX_INT32)
         self._call_broker(
             "broker_push_request_error_rtts",
             broker,
@@ -311,10 +317,10 @@ class MockCluster:
         """Delay each answer of a broker by a number of milliseconds. 0 ends the delay.
 
         Raises:
-            ValueError: ``milliseconds`` is not an int of 0 or more.
+            ValueError: ``milliseconds`` is not an int from 0 to 2,147,483,647.
             MockClusterError: there is no such broker.
         """
-        check_count("milliseconds", milliseconds, 0)
+        check_count("milliseconds", milliseconds, 0, _MAX_INT32)
         self._call_broker("broker_set_rtt", broker, milliseconds)
         self._slow.add(broker)
 
@@ -375,6 +381,13 @@ class MockCluster:
         if self._has_ended:  # its memory is freed, so librdkafka would crash the process
             raise MockClusterError("the mock cluster has ended with its `with` block")
         return getattr(self._library, f"rd_kafka_mock_{name}")(self._handle, *arguments)
+
+
+def _encoded(topic: str) -> bytes:
+    """Check and encode the name of a topic. In C, it would end at a NUL."""
+    if not isinstance(cast("object", topic), str) or not _TOPIC_NAME.fullmatch(topic):
+        raise ValueError(f"topic must have 1 to 249 of a-z, A-Z, 0-9, '.', '_' and '-': {topic!r}")
+    return topic.encode()
 
 
 @contextmanager
