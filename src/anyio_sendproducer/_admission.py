@@ -18,7 +18,7 @@ from ._deadlines import CallDeadline
 from ._delivery import DeliveryState, Entry, Group, ProducerState
 from ._engine import Engine
 from ._engine_states import PumpState
-from ._exceptions import RecordRejected, TransactionError
+from ._exceptions import ProducerMisused, RecordRejected, TransactionError
 from ._observing import Observation
 from ._records import ProducerRecord
 from ._validation import check_is_record, check_record
@@ -33,6 +33,10 @@ __all__ = [
     "cancel_entries",
     "wait_for_room",
 ]
+
+#: An injector may send a record of its own, for which it is called, too. Without an end, a
+#: RecursionError would come anywhere in the producer's code.
+_MOST_NESTED = 10
 
 # A global is read faster than an attribute of the enum's class; these are read for each record.
 _IDLE = PumpState.IDLE
@@ -246,6 +250,9 @@ class ObservedAdmission(Admission):
 class InjectingAdmission(ObservedAdmission):
     """Enters records of a producer that has observers, some of which add headers."""
 
+    #: How many calls of injectors are in progress, each in the one before.
+    _nested = 0
+
     def enter(
         self,
         record: ProducerRecord[Any, Any],
@@ -293,6 +300,11 @@ class InjectingAdmission(ObservedAdmission):
         ledger, observation = self._ledger, self._observation
         if self._step.depth:
             raise self._engine.affinity.reentered()
+        if self._nested >= _MOST_NESTED:
+            raise ProducerMisused(
+                "the inject() of an observer sends a record for each record that it gets, also for "
+                "those that it sends itself"
+            )
         now = self._now()
         given = observation.make_given(record, now)
         number = given.number
@@ -300,7 +312,11 @@ class InjectingAdmission(ObservedAdmission):
         # Call no injector for a record that is refused at once, because the injector may take the
         # call as a sign that the record is sent.
         if size <= ledger.max_bytes and (wait or ledger.has_room(size)):
-            sent, size = observation.add_headers(given, size, ledger.max_bytes)
+            self._nested += 1
+            try:
+                sent, size = observation.add_headers(given, size, ledger.max_bytes)
+            finally:
+                self._nested -= 1
         with self._step:
             try:
                 entry = ledger.enter(sent, size, now, wait)

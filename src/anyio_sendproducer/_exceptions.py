@@ -138,6 +138,8 @@ class ProducerMisused(SendProducerError, RuntimeError):
     - A :class:`ProducerService` is used on Trio, or after the event loop that started it has ended.
     - A :class:`TransactionPool` is used before its block is entered.
     - A finalizer or a signal handler interrupted the producer's own code and called the producer.
+    - The ``inject`` method of an observer sends records, and is called for these records without
+      end.
     """
 
 

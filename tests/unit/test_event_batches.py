@@ -254,6 +254,27 @@ async def test_an_injector_can_be_disabled(settings: ProducerSettings, fake: Fak
     check_story(off, producer.statistics())
 
 
+async def test_an_injector_that_sends_a_record_for_each_record(
+    settings: ProducerSettings, fake: FakeDriver
+) -> None:
+    refused: list[str] = []
+
+    class Endless(Numbering):
+        def inject(self, given: Any, /) -> Iterable[tuple[str, bytes]]:
+            try:
+                producer.enqueue_nowait(given.record)
+            except ProducerMisused as error:
+                refused.append(str(error))
+            return super().inject(given)
+
+    async with open_send_producer(settings, driver=fake, observers=[Endless()]) as producer:
+        await producer.send(record())
+        await producer.flush()
+        assert producer.statistics().delivered == 10
+    assert len(refused) == 1
+    assert refused[0].startswith("the inject() of an observer sends a record for each record")
+
+
 async def test_an_observer_that_counts_events_makes_none(
     settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
