@@ -58,6 +58,7 @@ kafka_producer_batch: Any = importlib.import_module("kafka.producer.producer_bat
 kafka_producer_future: Any = importlib.import_module("kafka.producer.future")
 kafka_producer_module: Any = importlib.import_module("kafka.producer.kafka")
 kafka_sender: Any = importlib.import_module("kafka.producer.sender")
+kafka_transactions: Any = importlib.import_module("kafka.producer.transaction_manager")
 kafka_serializer: Any = importlib.import_module("kafka.serializer")
 
 #: Error codes of Kafka's protocol.
@@ -1027,9 +1028,10 @@ def test_a_client_without_any_permission_to_write_is_broken(cluster: MockCluster
 
 
 def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
-    """The refusal ends the transaction. It does not prove that an earlier attempt was not
-    written."""
+    """The refusal ends the transaction, and the next one uses the numbers of the batch again. But
+    it does not prove that an earlier attempt was not written."""
     asked: list[Any] = []
+    taken_back: list[tuple[int, int]] = []
 
     def classify(*arguments: Any, **_details: Any) -> str:
         asked.append(arguments)
@@ -1040,21 +1042,29 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
         classify_batch_error=classify,
         has_fatal_error=lambda: True,
         ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
+        producer_id_and_epoch=kafka_transactions.ProducerIdAndEpoch(1, 2),
+        set_sequence_number=lambda where, number: taken_back.append((where.partition, number)),
     )
     producer = types.SimpleNamespace(
         config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
     )
-    refused = {("t", 0), ("t", 1)}
+    refused = {("t", 0), ("t", 1), ("t", 2)}
     is_broken = _patches.patch_isolate_rejections(producer, refused)
     assert is_broken is not None
     assert is_broken()
     assert vars(sender) == {"_can_split": None}
-    for partition, attempts in ((0, 0), (1, 1)):
-        where = types.SimpleNamespace(topic="t", partition=partition)
-        batch = types.SimpleNamespace(topic_partition=where, attempts=attempts)
+    for partition, attempts, epoch in ((0, 0, 2), (1, 1, 2), (2, 0, 1), (3, 0, 2)):
+        batch = types.SimpleNamespace(
+            topic_partition=types.SimpleNamespace(topic="t", partition=partition),
+            attempts=attempts,
+            producer_id=1,
+            producer_epoch=epoch,
+            base_sequence=7,
+        )
         assert manager.classify_batch_error(None, batch, log_start_offset=-1) == "ABORTABLE"
-    assert len(asked) == 2
-    assert refused == {("t", 0)}
+    assert len(asked) == 4
+    assert refused == {("t", 0), ("t", 2)}
+    assert taken_back == [(0, 7)]
 
 
 def test_an_epoch_that_a_transaction_loses_ends_its_waiting_records() -> None:

@@ -10,10 +10,12 @@ from anyio_sendproducer import (
     ProducerRecord,
     ProducerSettings,
     ProducerStartError,
+    RecordRejected,
     TransactionState,
     open_send_producer,
 )
 from anyio_sendproducer.drivers.kafka_python._transactions import Transactions
+from anyio_sendproducer.testing import mock_cluster
 from tests.support.calls import fail, raising
 
 
@@ -63,3 +65,20 @@ async def test_a_transactional_id_that_can_not_be_initialized(
     with pytest.raises(ProducerStartError, match="no name"):
         async with open_send_producer(settings_for(shared_broker, "id")):
             raise AssertionError
+
+
+@pytest.mark.parametrize("error", ["MESSAGE_TOO_LARGE", "INVALID_RECORD"])
+async def test_after_a_refused_record_the_next_transaction_is_committed(error: str) -> None:
+    with mock_cluster() as cluster:
+        topic = cluster.create_topic("orders")
+        record = ProducerRecord(topic, b"good", partition=0)
+        async with open_send_producer(cluster.settings(transactional_id="refused")) as producer:
+            with raising(RecordRejected):
+                async with producer.transaction() as tx:
+                    await tx.send(record)
+                    cluster.answer_any(error)
+                    await tx.send(ProducerRecord(topic, b"bad", partition=0))
+            async with producer.transaction() as tx:
+                await tx.send(record)
+            assert tx.state is TransactionState.COMMITTED
+            assert producer.statistics().generations == 1

@@ -237,8 +237,9 @@ def patch_isolate_rejections(
     change.
 
     With transactions, a refusal ends the transaction, and no batch is divided. The patched client
-    then only removes from ``refused`` the partition of a failed batch that was sent more than once,
-    and drops the records of a transaction that is lost.
+    then takes the numbers back for the next transaction, removes from ``refused`` the partition of
+    a failed batch that was sent more than once, and drops the records of a transaction that is
+    lost.
     Without idempotence, the error of such a batch becomes a ``RefusedLater``.
 
     Args:
@@ -256,8 +257,13 @@ def patch_isolate_rejections(
         classify_aborting = manager.classify_batch_error
 
         def classify_retried(error: Exception, batch: Any, **details: Any) -> Any:
+            where = batch.topic_partition
             if batch.attempts:
-                refused.discard((batch.topic_partition.topic, batch.topic_partition.partition))
+                refused.discard((where.topic, where.partition))
+            elif (where.topic, where.partition) in refused and manager.producer_id_and_epoch.match(
+                batch
+            ):
+                manager.set_sequence_number(where, batch.base_sequence)
             found = classify_aborting(error, batch, **details)
             if found == manager.ERROR_CLASS_NEEDS_EPOCH_BUMP:
                 drop_batches(producer, error)
