@@ -237,7 +237,7 @@ def _as_bytes(record: ProducerRecord[Any, Any], field: str, content: object) -> 
         try:
             return bytes(cast("bytes", content))
         except ValueError as error:
-            kind = type(content).__name__
+            kind = type(cast("object", content)).__name__
             raise _rejected(record, f"{field} is a {kind} that can't be read") from error
     raise _rejected(
         record,
