@@ -1037,13 +1037,16 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
         asked.append(arguments)
         return "ABORTABLE"
 
+    def take_back(where: Any, number: int) -> None:
+        taken_back.append((where.partition, number))
+
     sender = types.SimpleNamespace(_can_split=None)
     manager = types.SimpleNamespace(
         classify_batch_error=classify,
         has_fatal_error=lambda: True,
         ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
         producer_id_and_epoch=kafka_transactions.ProducerIdAndEpoch(1, 2),
-        set_sequence_number=lambda where, number: taken_back.append((where.partition, number)),
+        set_sequence_number=take_back,
     )
     producer = types.SimpleNamespace(
         config={"transactional_id": "id"}, _sender=sender, _transaction_manager=manager
