@@ -485,6 +485,24 @@ def test_a_refused_transaction_must_be_aborted(driver: ConfluentDriver, client: 
     driver.end_transaction(False, Deadline(PATIENCE))
 
 
+@pytest.mark.parametrize(
+    ("code", "breaks"),
+    [(KafkaError.MSG_SIZE_TOO_LARGE, 1), (KafkaError._PURGE_QUEUE, 0)],
+    ids=["refused by a broker", "not sent"],
+)
+def test_a_client_with_a_gap_in_its_numbers_ends_with_the_transaction(
+    driver: ConfluentDriver, recorder: Recorder, code: int, breaks: int
+) -> None:
+    """librdkafka does not use the sequence numbers of a refused record again."""
+    driver.begin_transaction()
+    parcel = Parcel(ProducerRecord("t", b"v"))
+    driver._submitter.delivered(parcel, KafkaError(code), message_of(b"v"))
+    driver.poll(10)
+    assert recorder.breaks == []
+    driver.end_transaction(False, Deadline(PATIENCE))
+    assert len(recorder.breaks) == breaks
+
+
 def test_any_other_error_leaves_a_commit_unknown(driver: ConfluentDriver, client: Client) -> None:
     client.todo = [error(KafkaError.INVALID_TXN_STATE, "how come") for _ in range(2)]
     with pytest.raises(TransactionOutcomeUnknown, match=r"requested, but .*: how come"):

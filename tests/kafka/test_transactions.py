@@ -494,7 +494,26 @@ async def test_a_refused_record_aborts_the_transaction(
         assert isinstance(caught.value.__cause__, DeliveryError)
         made.history.transaction("refused", committed=False)
         assert await made.run(producer) is True
-        assert producer.statistics().generations == 1
+        assert producer.statistics().generations == (2 if driver == "confluent" else 1)
+
+
+async def test_the_transaction_after_a_refused_record_is_committed(
+    cluster: KafkaCluster, driver: DriverName
+) -> None:
+    """The broker has not stored the sequence numbers of the refused record."""
+    topic = cluster.create_topic(configs={"max.message.bytes": 1000})
+    settings = settings_for(cluster, topic)
+    async with open_send_producer(settings, driver=driver) as producer:
+        for _ in range(3):
+            async with producer.transaction() as tx:
+                await tx.send(ProducerRecord(topic, b"good"))
+            with raising(SendProducerError):
+                async with producer.transaction() as tx:
+                    await tx.send(ProducerRecord(topic, b"good"))
+                    await tx.send(ProducerRecord(topic, bytes(2000)))
+    read = partial(read_topic, isolation="read_committed")
+    found = await run_sync(read, cluster.bootstrap_servers, topic)
+    assert [one.value for one in found] == [b"good"] * 3
 
 
 async def test_a_forbidden_transactional_id_and_a_timeout_that_is_too_long(

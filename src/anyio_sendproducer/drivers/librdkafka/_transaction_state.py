@@ -28,11 +28,15 @@ class TransactionState:
         self.began_at = 0.0
         #: Whether the brokers know of it: one of its records was written, or offsets were sent.
         self.is_known_to_brokers = False
+        #: Whether a broker refused one of its records. librdkafka does not use the sequence numbers
+        #: of the record again, so it cannot send the next records for the partition.
+        self.has_gap = False
 
     def begin(self) -> None:
         """Note that a transaction was begun."""
         self.is_open = True
         self.is_known_to_brokers = False
+        self.has_gap = False
         self.began_at = time.monotonic()
 
     def is_fenced(self, error: Any) -> bool:

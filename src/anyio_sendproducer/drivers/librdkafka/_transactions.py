@@ -206,6 +206,16 @@ class Transactions:
                 )
             raise TransactionError(f"{what}: there was no answer")
         self._state.is_open = False
+        if self._state.has_gap:
+            # In the next transaction, records for the partition would fail, some of them only after
+            # delivery_timeout. tests/kafka/test_transactions.py::
+            # test_the_transaction_after_a_refused_record_is_committed notices a change.
+            self._health.give_up(
+                SendProducerError(
+                    "a broker refused a record in a transaction, after which librdkafka cannot "
+                    "send further records for the same partition"
+                )
+            )
 
     def _wait_for_brokers(self, deadline: Deadline) -> None:
         """Wait until the brokers know of a transaction that has records.
