@@ -174,7 +174,7 @@ class RejectingFirst(Judge):
         if b"one" in batch.values and not self.has_first.is_set():
             self.has_first.set()
             self.has_second.wait(PATIENCE)
-            self.brokers.next_request_comes(self.seconds)
+            self.brokers.next_batch_comes(self.seconds)
             return NOT_ENOUGH_REPLICAS
         return 0
 

@@ -16,6 +16,7 @@ import select
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, Final
 
@@ -26,6 +27,9 @@ __all__ = ["Batch", "SequencedBrokers", "sequenced_brokers"]
 _metadata: Any = importlib.import_module("kafka.protocol.metadata")
 _producer: Any = importlib.import_module("kafka.protocol.producer")
 _records: Any = importlib.import_module("kafka.record")
+
+#: The API key of a produce request.
+_PRODUCE: Final = 0
 
 _UNKNOWN_TOPIC: Final = 3
 _OUT_OF_ORDER_SEQUENCE_NUMBER: Final = 45
@@ -89,10 +93,18 @@ class SequencedBrokers:
         for node in self._nodes:
             node.start()
 
-    def next_request_comes(self, seconds: float) -> bool:
-        """Wait up to so many seconds for the client's next request on the connection of the current
-        one. A judge calls this. Returns: whether the request has arrived."""
-        return bool(select.select([_talking.connection], [], [], seconds)[0])
+    def next_batch_comes(self, seconds: float) -> bool:
+        """Wait up to so many seconds for the client's next produce request on the connection of the
+        current one. A judge calls this. Returns: whether the request has arrived.
+
+        The client may send other requests before, such as one for metadata.
+        """
+        give_up = time.monotonic() + seconds
+        while _PRODUCE not in _waiting_requests(_talking.connection):
+            if time.monotonic() > give_up:
+                return False
+            time.sleep(0.001)
+        return True
 
     def close(self) -> None:
         self.second_answers.set()
@@ -131,6 +143,19 @@ class SequencedBrokers:
 
 #: The connection that a thread serves.
 _talking = threading.local()
+
+
+def _waiting_requests(connection: socket.socket) -> list[int]:
+    """Return the kinds of the requests that have arrived and are not read yet, as API keys."""
+    data = b""
+    if select.select([connection], [], [], 0)[0]:
+        data = connection.recv(1 << 20, socket.MSG_PEEK)
+    kinds: list[int] = []
+    while len(data) >= 6:
+        length, kind = struct.unpack_from(">ih", data)
+        kinds.append(kind)
+        data = data[4 + length :]
+    return kinds
 
 
 class _Node(ScriptedBroker):
