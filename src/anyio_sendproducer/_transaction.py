@@ -387,10 +387,11 @@ class Transaction(Sender, NoPublicConstructor):
         settings = self._engine.settings
         deadline = Deadline(settings.delivery_timeout)
         bound = self._bound_for(settings.delivery_timeout)
-        # This is raised if only the task of `end` is cancelled, as asyncio.run() does at its end.
+        # For two cases: only the task of `end` is cancelled, as asyncio.run() does at its end; the
+        # driver raises an exception that it must not raise.
         failure = cast(
             "SendProducerError | None",
-            TransactionOutcomeUnknown("the commit was requested, but its task was cancelled"),
+            TransactionOutcomeUnknown("the commit was requested, but its outcome was not reported"),
         )
 
         async def hurry() -> None:
@@ -419,11 +420,6 @@ class Transaction(Sender, NoPublicConstructor):
                     failure.__cause__ = error
                 except SendProducerError as error:
                     failure = error
-                except anyio.get_cancelled_exc_class():
-                    raise
-                except BaseException:  # the driver must not raise it
-                    failure = None
-                    raise
             tasks.cancel_scope.cancel()
 
         try:

@@ -1580,3 +1580,19 @@ async def test_a_client_that_committed_a_transaction_without_records_is_replaced
         fake.break_client()
         await until(generation(producer, 5))
         assert pauses == [0.5]
+
+
+async def test_a_commit_whose_driver_raises_an_unexpected_exception_is_unknown(
+    settings: ProducerSettings,
+) -> None:
+    class Odd(FakeDriver):
+        def end_transaction(self, commit: bool, deadline: Any, /) -> None:
+            if commit:
+                raise ZeroDivisionError
+            super().end_transaction(commit, deadline)
+
+    async with open_send_producer(settings, driver=Odd()) as producer:
+        with raising(TransactionOutcomeUnknown, match="its outcome was not reported"):
+            async with producer.transaction() as tx:
+                await tx.send(record())
+        assert state(tx) is TransactionState.UNKNOWN
