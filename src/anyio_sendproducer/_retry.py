@@ -65,11 +65,12 @@ class _Attempts:
         clock = producer._engine.clock
         pause = self.backoff
         error: DeliveryError | None = None
-        attempt = 0
+        failures = 0
         while True:
             try:
                 return await producer.send(record, timeout=timeout)
             except DeliveryError as failure:
+                failures += 1
                 # Keep the error of an attempt that may have written the record.
                 if error is None or error.persistence is Persistence.NOT_PERSISTED:
                     error = failure
@@ -80,18 +81,15 @@ class _Attempts:
                 if error is None:
                     raise
                 add_note(error, f"another attempt was not possible: {refusal}")
-                attempt -= 1
                 break
-            attempt += 1
             pause = min(pause, self.max_backoff)
             seconds = pause * _random.uniform(_SHORTEST_PAUSE, 1)
-            if attempt == self.count or clock.now() + seconds >= until:
-                attempt -= 1
+            if failures == self.count or clock.now() + seconds >= until:
                 break
             await clock.sleep(seconds)
             pause *= 2
-        if attempt:
-            add_note(error, f"{attempt + 1} attempts were made")
+        if failures > 1:
+            add_note(error, f"{failures} attempts were made")
         try:
             raise error
         finally:

@@ -18,7 +18,6 @@ from ._records import Message, MultiMessage, PassThroughMessage, ProducerRecord
 from ._shown import shown
 
 __all__ = [
-    "changed",
     "check_count",
     "check_is_envelope",
     "check_is_record",
@@ -28,6 +27,7 @@ __all__ = [
     "plain",
     "record_of",
     "records_of",
+    "topic_problem",
 ]
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ def check_record(
         _check_topic(record)
         if type(topic) is not str:
             topic = plain(topic)
-            record = changed(record, topic=topic)
+            record = _changed(record, topic=topic)
         # An application with a new topic name for each record must not fill the memory.
         if len(known_topics) >= 10_000:
             known_topics.clear()
@@ -82,7 +82,7 @@ def check_record(
             size = _estimate(value)
         else:
             value = _as_bytes(record, "value", value)
-            record = changed(record, value=value)
+            record = _changed(record, value=value)
             size = len(value)
     if type(key) is bytes:
         size += len(key)
@@ -91,24 +91,24 @@ def check_record(
             size += _estimate(key)
         else:
             key = _as_bytes(record, "key", key)
-            record = changed(record, key=key)
+            record = _changed(record, key=key)
             size += len(key)
     partition = record.partition
     if partition is not None:
         _check_number(record, "partition", partition, MAX_INT32)
         if type(partition) is not int:
-            record = changed(record, partition=plain(partition))
+            record = _changed(record, partition=plain(partition))
     timestamp_ms = record.timestamp_ms
     if timestamp_ms is not None:
         _check_number(record, "timestamp_ms", timestamp_ms, MAX_INT64)
         if type(timestamp_ms) is not int:
-            record = changed(record, timestamp_ms=plain(timestamp_ms))
+            record = _changed(record, timestamp_ms=plain(timestamp_ms))
     if record.headers:
         header_size, are_plain = _check_headers(record)
         size += header_size
         if not are_plain:
             headers = tuple((plain(name), plain(content)) for name, content in record.headers)
-            record = changed(record, headers=headers)
+            record = _changed(record, headers=headers)
     elif record.headers != ():
         raise _rejected(
             record,
@@ -137,7 +137,7 @@ def plain(value: T) -> T:
     return cast("T", exact)
 
 
-def changed(record: ProducerRecord[Any, Any], **fields: Any) -> ProducerRecord[Any, Any]:
+def _changed(record: ProducerRecord[Any, Any], **fields: Any) -> ProducerRecord[Any, Any]:
     """Copy a record, and change fields of the copy.
 
     Unlike ``dataclasses.replace``, this works for a subclass whose constructor has other arguments.
