@@ -7,9 +7,11 @@ import types
 from typing import Any
 
 import pytest
+from kafka.errors import KafkaConnectionError
 
-from anyio_sendproducer import ProducerSettings, SendProducerError
+from anyio_sendproducer import ProducerSettings
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
+from anyio_sendproducer.drivers.kafka_python._network import NetClient
 from anyio_sendproducer.testing import Gate
 from tests.support.fake_kafka_client import opened_on
 from tests.support.recorder import PATIENCE
@@ -62,12 +64,13 @@ def test_two_threads_that_close_the_driver_close_the_client_once(
 
 
 def test_a_driver_that_is_being_opened_says_why_no_broker_answers() -> None:
-    driver = KafkaPythonDriver(ProducerSettings(bootstrap_servers="broker.invalid:1"))
-    reason = SendProducerError("no broker answered: broker.invalid:1: no such host")
-    manager = types.SimpleNamespace(bootstrap_error=lambda: reason)
-    client: Any = types.SimpleNamespace(manager=manager)
-    driver._client = client
-    assert driver.last_error() is reason
+    driver = KafkaPythonDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1"))
+    driver._client = client = NetClient(bootstrap_servers="127.0.0.1:1")
+    assert driver.last_error() is None  # no attempt has ended
+    (broker,) = client.manager._addresses
+    client.manager._failed(broker.node_id, KafkaConnectionError("refused"))
+    assert str(driver.last_error()) == "no broker answered: 127.0.0.1:1: refused"
     driver.close(0)
     # The error of the attempt has the reason.
     assert driver.last_error() is None
+    client.close()
