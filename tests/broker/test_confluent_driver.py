@@ -51,7 +51,7 @@ from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, generation
 from tests.support.clock import ManualClock
 from tests.support.kafka_security import unsecured_token
-from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, submit
+from tests.support.recorder import PATIENCE, Parcel, Recorder, asked, learn, submit, submit_all
 from tests.support.scripted_broker import METADATA, ScriptedBroker, scripted_broker
 from tests.support.waiting import blocking_until, until
 
@@ -101,7 +101,7 @@ def send_all(
 ) -> list[Outcome]:
     recorder.reports.clear()
     parcels = [Parcel(record) for record in records]
-    assert driver.submit(parcels).held == []
+    submit_all(driver, parcels)
     return recorder.outcomes_of(parcels)
 
 
@@ -705,7 +705,7 @@ def test_records_wait_for_a_partition_that_is_added() -> None:
         assert held == [parcels[1], parcels[3]]  # later records must not overtake it
         broker.partitions = 3
         recorder.wait_for_change_after(changes)
-        assert driver.submit(held).held == []
+        submit_all(driver, held)
         outcomes = [metadata_of(one) for one in recorder.outcomes_of(parcels)]
         assert [one.partition for one in outcomes] == [0, 2, 0, 0]
 

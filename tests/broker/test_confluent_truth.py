@@ -24,7 +24,7 @@ from anyio_sendproducer import (
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.calls import SENT_ONCE, raising
-from tests.support.recorder import Parcel, Recorder, asked, learn
+from tests.support.recorder import Parcel, Recorder, asked, learn, submit_all
 from tests.support.sequenced_broker import Batch, sequenced_brokers
 
 
@@ -57,7 +57,7 @@ def sent(driver: ConfluentDriver, recorder: Recorder, count: int) -> list[Any]:
     """Send this number of records, and wait for their outcomes."""
     recorder.reports.clear()
     parcels = parcels_of(count)
-    assert driver.submit(parcels).held == []
+    submit_all(driver, parcels)
     return list(recorder.outcomes_of(parcels))
 
 

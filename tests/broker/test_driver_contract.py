@@ -20,22 +20,12 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._hooks import Partitioner
 from anyio_sendproducer.drivers import Driver, DriverFactory, DriverName
-from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
-from anyio_sendproducer.drivers.librdkafka import _waits
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from anyio_sendproducer.testing import FakeDriver, blocking_embedded_broker
 from tests.support.asked_driver import AskedDriver
 from tests.support.driver_contract import NO_SUCH_PARTITION, PROMISES, Rig
 from tests.support.recorder import PATIENCE
-
-
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Allow a close of a client as much time as a busy machine needs. By default the drivers
-    abandon a client after two seconds, because a producer's end is bounded."""
-    monkeypatch.setattr(_waits, "FINISH_SECONDS", PATIENCE)
-    monkeypatch.setattr(_kafka_python, "_JOIN_SECONDS", PATIENCE)
 
 
 class FakeRig:

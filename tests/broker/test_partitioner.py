@@ -24,7 +24,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer.drivers import Driver, DriverName, Outcome, make_driver
-from anyio_sendproducer.drivers.librdkafka import _metadata, _waits
+from anyio_sendproducer.drivers.librdkafka import _metadata
 from anyio_sendproducer.drivers.librdkafka._driver import ConfluentDriver
 from tests.support.bare import BareProducer
 from tests.support.hooks import ERRORS, fails_alone, raising
@@ -356,9 +356,8 @@ def test_another_refusal_by_librdkafka_requests_no_metadata(
 
 
 def test_a_driver_is_closed_while_records_wait_for_the_partitions(
-    broker: ScriptedBroker, monkeypatch: pytest.MonkeyPatch
+    broker: ScriptedBroker,
 ) -> None:
-    monkeypatch.setattr(_waits, "FINISH_SECONDS", PATIENCE)
     broker.unknown = {"nowhere"}
     before = set(threading.enumerate())
     with opened("confluent", broker) as (driver, _):

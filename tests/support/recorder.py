@@ -11,7 +11,16 @@ from typing import Any
 from anyio_sendproducer import ProducerRecord
 from anyio_sendproducer.drivers import Driver, Outcome, PolledDriver
 
-__all__ = ["PATIENCE", "Parcel", "Recorder", "asked", "learn", "open_sockets", "submit"]
+__all__ = [
+    "PATIENCE",
+    "Parcel",
+    "Recorder",
+    "asked",
+    "learn",
+    "open_sockets",
+    "submit",
+    "submit_all",
+]
 
 #: The time limit in seconds of each wait. Each takes only a fraction of it.
 PATIENCE = 60.0
@@ -110,6 +119,13 @@ def learn(driver: Driver, recorder: Recorder, topic: str) -> frozenset[int]:
             return partitions
         if not isinstance(driver, PolledDriver):  # it does not report changes, and waits by itself
             recorder.wait_for_change_after(changes)
+
+
+def submit_all(driver: Driver, parcels: Sequence[Parcel]) -> None:
+    """Submit records of which none is returned, and have the client watched, as the loop does."""
+    assert driver.submit(parcels).held == []
+    if isinstance(driver, PolledDriver):
+        driver.watch()
 
 
 def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> None:

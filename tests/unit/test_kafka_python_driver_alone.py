@@ -7,9 +7,10 @@ import types
 from typing import Any
 
 import pytest
-from kafka.errors import KafkaConnectionError
+from kafka.errors import IncompatibleBrokerVersion, KafkaConnectionError, KafkaTimeoutError
 
-from anyio_sendproducer import ProducerSettings
+from anyio_sendproducer import ProducerSettings, SendProducerError
+from anyio_sendproducer.drivers.kafka_python import _describe
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.kafka_python._network import NetClient
 from anyio_sendproducer.testing import Gate
@@ -67,10 +68,35 @@ def test_a_driver_that_is_being_opened_says_why_no_broker_answers() -> None:
     driver = KafkaPythonDriver(ProducerSettings(bootstrap_servers="127.0.0.1:1"))
     driver._client = client = NetClient(bootstrap_servers="127.0.0.1:1")
     assert driver.last_error() is None  # no attempt has ended
-    (broker,) = client.manager._addresses
-    client.manager._failed(broker.node_id, KafkaConnectionError("refused"))
+    manager: Any = client.manager
+    (broker,) = manager._addresses
+    manager._failed(broker.node_id, KafkaConnectionError("refused"))
     assert str(driver.last_error()) == "no broker answered: 127.0.0.1:1: refused"
     driver.close(0)
     # The error of the attempt has the reason.
     assert driver.last_error() is None
     client.close()
+
+
+def test_a_bootstrap_that_takes_too_long_times_out() -> None:
+    client: Any = NetClient(bootstrap_servers="127.0.0.1:1")
+    future = client.manager.bootstrap_async(timeout_ms=0)
+    while not future.is_done:
+        client.poll(timeout_ms=10, future=future)
+    assert isinstance(future.exception, KafkaTimeoutError)
+    client.close()
+
+
+@pytest.mark.parametrize("text", ["it has no brokers", ""])
+def test_an_error_of_the_admin_client_is_translated(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make(**_: Any) -> Any:
+        raise IncompatibleBrokerVersion(text) if text else IncompatibleBrokerVersion
+
+    monkeypatch.setattr(_describe, "KafkaAdminClient", make)
+    monkeypatch.setattr(make, "DEFAULT_CONFIG", {}, raising=False)
+    with pytest.raises(SendProducerError) as caught:
+        _describe.describe(ProducerSettings(bootstrap_servers="127.0.0.1:1"), versions=True)
+    said = f"IncompatibleBrokerVersion: {text}" if text else "IncompatibleBrokerVersion"
+    assert str(caught.value) == f"the cluster did not describe itself: {said}"
