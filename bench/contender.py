@@ -19,6 +19,7 @@ import resource
 import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -603,6 +604,74 @@ def polling(client: Any) -> Iterator[None]:
         thread.join()
 
 
+class Wakes:
+    """Sets futures of the event loop from the thread of a client, as many as it can in a turn."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._futures: deque[asyncio.Future[None]] = deque()
+        self._is_due = False
+
+    def future(self) -> asyncio.Future[None]:
+        """Return a future for a record."""
+        return self._loop.create_future()
+
+    def acknowledged(self, future: asyncio.Future[None], *_: object) -> None:
+        """Set a future soon. Any thread may call this."""
+        self._futures.append(future)
+        if not self._is_due:
+            self._is_due = True
+            self._loop.call_soon_threadsafe(self._set_all)
+
+    def _set_all(self) -> None:
+        self._is_due = False
+        while self._futures:
+            self._futures.popleft().set_result(None)
+
+
+async def bare_awaited(job: Job) -> None:
+    """kafka-python, a future for each record, and nothing else that a producer needs."""
+    from kafka import KafkaProducer
+
+    wakes, value = Wakes(), job.value
+    client: Any = KafkaProducer(
+        bootstrap_servers=job.bootstrap,
+        metrics_enabled=False,
+        linger_ms=0,
+        batch_size=256 * 1024,
+        **job.kafka_python,
+    )
+
+    async def send() -> None:
+        future = wakes.future()
+        client.send(job.topic, value).add_callback(wakes.acknowledged, future)
+        await future
+
+    try:
+        if not await awaited(job, send):
+            raise NotImplementedError(job.workload)
+    finally:
+        client.close()
+
+
+async def confluent_awaited(job: Job) -> None:
+    """confluent-kafka's Producer, a future for each record, and nothing else that a producer
+    needs."""
+    from confluent_kafka import Producer
+
+    wakes, value = Wakes(), job.value
+    client: Any = Producer(_librdkafka(job) | {"linger.ms": 0})
+
+    async def send() -> None:
+        future = wakes.future()
+        client.produce(job.topic, value, on_delivery=lambda *_: wakes.acknowledged(future))
+        await future
+
+    with polling(client):
+        if not await awaited(job, send):
+            raise NotImplementedError(job.workload)
+
+
 async def _confluent_aio(job: Job, **options: Any) -> None:
     from confluent_kafka.aio import AIOProducer
 
@@ -656,6 +725,8 @@ LOOPED: dict[str, tuple[Callable[[Job], Awaitable[None]], bool]] = {
     "ours, confluent, observed by metrics": (partial(ours_counted, driver="confluent"), True),
     "ours, confluent, observed by OpenTelemetry": (partial(ours_traced, driver="confluent"), True),
     "nothing": (nothing, True),
+    "kafka-python, awaited": (bare_awaited, False),
+    "confluent, awaited": (confluent_awaited, False),
     "aiokafka": (aiokafka, False),
     "aiokafka, tuned": (aiokafka_tuned, False),
     "aiokafka, idempotent": (aiokafka_idempotent, False),

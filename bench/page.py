@@ -21,7 +21,9 @@ from sections import (
     AIOKAFKA,
     AIOKAFKA_IDEMPOTENT,
     BARE,
+    BARE_AWAITED,
     BARE_CONFLUENT,
+    BARE_CONFLUENT_AWAITED,
     BOTH,
     MILLIONS,
     OBSERVED,
@@ -51,6 +53,8 @@ CLIENTS = {
     OURS_CONFLUENT: "librdkafka driver",
     BARE: "kafka-python itself",
     BARE_CONFLUENT: "confluent-kafka itself",
+    BARE_AWAITED: "kafka-python itself, with futures",
+    BARE_CONFLUENT_AWAITED: "confluent-kafka itself, with futures",
     AIOKAFKA: "aiokafka, defaults",
     AIOKAFKA_IDEMPOTENT: "aiokafka, same guarantees",
     AIO: "AIOProducer",
@@ -154,7 +158,7 @@ def _asyncio_then_trio(workload: str) -> list[Contender]:
 def _peers(workload: str, *clients: str) -> list[Contender]:
     found: list[Contender] = []
     for client in clients:
-        looped = client.startswith(("aiokafka", AIO))
+        looped = client not in {BARE, BARE_CONFLUENT, pekko.CLIENT}
         found.append(Contender(client, workload, "asyncio" if looped else "none"))
     return found
 
@@ -323,7 +327,8 @@ def open_table(results: Results) -> str:
     """CPU time at moderate load."""
     clients = [
         *_asyncio_then_trio(""),
-        *_peers("", AIOKAFKA_IDEMPOTENT, BARE, BARE_CONFLUENT),
+        *_peers("", AIOKAFKA_IDEMPOTENT, BARE, BARE_AWAITED),
+        *_peers("", BARE_CONFLUENT, BARE_CONFLUENT_AWAITED),
         Contender("nothing", "", "asyncio"),
     ]
     rows = [
@@ -493,11 +498,14 @@ def words(results: Results) -> dict[str, str]:
         "aiokafka": AIOKAFKA_IDEMPOTENT,
         "bare_confluent": BARE_CONFLUENT,
         "bare": BARE,
+        "bare_awaited": BARE_AWAITED,
+        "bare_confluent_awaited": BARE_CONFLUENT_AWAITED,
     }
     for word, client in short.items():
         for number in RATES:
             workload = f"open-{number}"
             found[f"{word}_p50_{number}"] = figure("open", client, workload, "latency_median_ms")
+            found[f"{word}_p99_{number}"] = figure("open", client, workload, "latency_p99_ms")
             found[f"{word}_cpu_{number}"] = figure("open", client, workload, "cpu_us")
         found[f"{word}_alone"] = figure("clients", client, "tasks-1", "latency_median_ms")
         found[f"{word}_late"] = figure("clients", client, "tasks-1000", "late_p99_ms")

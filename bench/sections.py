@@ -15,6 +15,8 @@ BARE, BARE_CONFLUENT = "kafka-python", "confluent"
 #: This package with each driver.
 OURS, OURS_CONFLUENT = "ours", "ours, confluent"
 BOTH = (OURS, OURS_CONFLUENT)
+#: The bare clients with a future for each record, and nothing else.
+BARE_AWAITED, BARE_CONFLUENT_AWAITED = "kafka-python, awaited", "confluent, awaited"
 AIOKAFKA, AIOKAFKA_IDEMPOTENT = "aiokafka", "aiokafka, idempotent"
 AIO = "confluent-aio"
 LOOPS = ("asyncio", "trio")
@@ -96,6 +98,7 @@ SECTIONS: Mapping[str, Section] = {
                 *_each(BOTH, (workload,), LOOPS),
                 Contender(AIOKAFKA_IDEMPOTENT, workload, "asyncio"),
                 *_each((BARE, BARE_CONFLUENT), (workload,)),
+                *_each((BARE_AWAITED, BARE_CONFLUENT_AWAITED), (workload,), ("asyncio",)),
             )
         ),
         rounds=9,
@@ -246,12 +249,21 @@ def _open_loop() -> list[Aim]:
         kafka_python, librdkafka = (Contender(one, workload, "asyncio") for one in BOTH)
         aiokafka = Contender(AIOKAFKA_IDEMPOTENT, workload, "asyncio")
         bare = Contender(BARE, workload)
+        bare_awaited, confluent_awaited = (
+            Contender(one, workload, "asyncio") for one in (BARE_AWAITED, BARE_CONFLUENT_AWAITED)
+        )
         found += [
             Aim("open", p50, librdkafka, aiokafka, at_most=1.0),
             Aim("open", p99, librdkafka, aiokafka, at_most=1.2),
             Aim("open", cpu, librdkafka, aiokafka, at_most=1.0),
             Aim("open", p50, kafka_python, bare, at_most=1.2),
             Aim("open", cpu, kafka_python, bare, at_most=1.2, less=nothing),
+            # What no producer can do better.
+            *(Aim("open", figure, confluent_awaited, aiokafka) for figure in (p50, p99, cpu)),
+            Aim("open", p50, bare_awaited, bare),
+            Aim("open", cpu, bare_awaited, bare, less=nothing),
+            *(Aim("open", figure, librdkafka, confluent_awaited) for figure in (p50, p99, cpu)),
+            *(Aim("open", figure, kafka_python, bare_awaited) for figure in (p50, p99, cpu)),
         ]
         found += [
             Aim("open", figure, Contender(client, workload, "trio"), asyncio, at_most=1.3)
