@@ -39,6 +39,7 @@ from anyio_sendproducer.drivers.librdkafka import (
     _driver,
     _errors,
     _log_relay,
+    _metadata,
     _poll_thread,
     _transactions,
     _waits,
@@ -521,6 +522,28 @@ def test_the_time_of_an_unknown_topic_restarts_after_a_pause(driver: ConfluentDr
     metadata._unknown["t"] = since - 100, time.monotonic()
     assert isinstance(metadata._judge("t", found), SendProducerError)
     assert metadata._unknown == {}
+
+
+def test_the_time_of_an_unknown_topic_goes_on_while_others_are_asked_about(
+    driver: ConfluentDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If a round of requests about many topics takes long, that is no pause."""
+    now = 1000.0
+
+    def answer(_client: Any, topic: str, _seconds: float) -> Any:
+        nonlocal now
+        now += 1
+        return types.SimpleNamespace(
+            topics={topic: types.SimpleNamespace(error=None, partitions={})}
+        )
+
+    monkeypatch.setattr(_metadata, "time", types.SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(_metadata, "look_up", answer)
+    topics = [f"t{number}" for number in range(20)]
+    assert [driver.partitions_for(topic) for topic in topics] == [None] * 20
+    for topic in topics:
+        with pytest.raises(SendProducerError, match="does not know topic"):
+            driver.partitions_for(topic)
 
 
 def test_a_client_that_ends_during_a_close_gives_records_back(client: Client, bell: Bell) -> None:

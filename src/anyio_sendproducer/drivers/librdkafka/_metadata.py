@@ -32,7 +32,8 @@ _REFRESH_SECONDS: Final = 0.1
 #: librdkafka's default of topic.metadata.refresh.interval.ms.
 _MAX_AGE_MS: Final = 300_000
 #: If no caller asks about an unknown topic for this many seconds, its ``unknown_topic_timeout``
-#: starts again.
+#: starts again. The time that answers take does not count: while the driver asks about many other
+#: topics, one after the other, it cannot ask about this one.
 _OVER_SECONDS: Final = 5.0
 #: For how many seconds records are refused because an answer lacks their topic or partition.
 _FRESH_SECONDS: Final = 1.0
@@ -63,8 +64,11 @@ class TopicMetadata:
         self._settings = settings
         #: The seconds after which a partitioner's list of partitions is requested again.
         self._max_age = config.get("topic.metadata.refresh.interval.ms", _MAX_AGE_MS) / 1000
-        #: Since when the cluster says that it does not know a topic, and when it last said so.
+        #: Since when the cluster says that it does not know a topic, and when it last said so. The
+        #: latter is without the time that answers took.
         self._unknown: dict[str, tuple[float, float]] = {}
+        #: How many seconds the answers took so far. It changes under the handle's lock ``calling``.
+        self._answering = 0.0
         #: Since when records wait for a partition that does not exist. The partition is -1 if the
         #: record names none; then the topic is unknown.
         self._missing: dict[tuple[str, int], float] = {}
@@ -234,11 +238,12 @@ class TopicMetadata:
             KafkaError.UNKNOWN_TOPIC_OR_PART,
         }
         now = time.monotonic()
-        since, last = self._unknown.pop(topic, (now, now))
-        if now - last > _OVER_SECONDS:
+        idle = now - self._answering
+        since, last = self._unknown.pop(topic, (now, idle))
+        if idle - last > _OVER_SECONDS:
             since = now
         if is_missing and now - since < patience:
-            self._unknown[topic] = since, now
+            self._unknown[topic] = since, idle
             return None
         failure = SendProducerError(
             f"the cluster does not know topic {topic!r} and did not create it within "
@@ -250,7 +255,10 @@ class TopicMetadata:
         return failure
 
     def _topic(self, topic: str) -> Any:
-        return look_up(self._handle.client, topic, waits.ANSWER_SECONDS).topics[topic]
+        began = time.monotonic()
+        found = look_up(self._handle.client, topic, waits.ANSWER_SECONDS).topics[topic]
+        self._answering += time.monotonic() - began
+        return found
 
     def partitions_for(self, topic: str) -> frozenset[int] | None:
         """A topic's partitions; see :meth:`anyio_sendproducer.drivers.Driver.partitions_for`."""
