@@ -15,6 +15,7 @@ import pytest
 from anyio.to_thread import run_sync
 
 from anyio_sendproducer import (
+    Delivery,
     DeliveryError,
     ProducerRecord,
     ProducerSettings,
@@ -286,3 +287,39 @@ async def test_closing_while_the_broker_does_not_answer_is_bounded(
     if step is end and b"not seen" in found:
         found.remove(b"not seen")
     assert found == [b"before", b"after"]
+
+
+@pytest.mark.parametrize("driver", ["confluent"])  # kafka-python does not drop such a record
+async def test_an_aborted_record_does_not_hide_the_next_one(
+    proxied: Proxied, driver: DriverName
+) -> None:
+    """The broker wrote the record of the aborted transaction, and its answer was lost. If the next
+    record had the same sequence number, the broker would take it for a repetition, acknowledge it,
+    and not write it."""
+    topic = proxied.cluster.create_topic()
+    address, proxy = proxied.cluster.bootstrap_servers, proxied.proxy
+    # An abort that takes longer would end the client.
+    settings = settings_for(proxied, topic, cancel_timeout=PATIENCE)
+    async with open_send_producer(settings, driver=driver) as producer:
+        await until_committed(proxied, producer, topic, b"before")
+        async with task_group() as tasks:
+            lost: list[Delivery] = []
+
+            async def heal_after_abort_began() -> None:
+                with contextlib.suppress(DeliveryError):
+                    await lost[0].wait()
+                await run_sync(proxy.heal)
+
+            with raising(ZeroDivisionError):
+                async with producer.transaction() as tx:
+                    await tx.send(ProducerRecord(topic, b"aborted"))
+                    await run_sync(proxy.drop_answers)
+                    lost.append(await tx.enqueue(ProducerRecord(topic, b"answer lost")))
+                    written: list[bytes | None] = []
+                    while b"answer lost" not in written:
+                        written = [one.value for one in await run_sync(read_topic, address, topic)]
+                    await run_sync(proxy.refuse)
+                    tasks.start_soon(heal_after_abort_began)
+                    fail()
+        await until_committed(proxied, producer, topic, b"after")
+    assert await visible(proxied, topic) == [b"before", b"after"]

@@ -660,6 +660,7 @@ def test_the_error_of_a_purged_record_of_a_transaction_has_the_reason(
         logging.DEBUG, "%s [%s] %s", "TXNERR", "id#producer-1", "[thrd:main]: failed\nso (MAPPING)"
     )
     assert purged(transactional, bell) == "failed\\nso (MAPPING)"
+    transactional._transactions._state.has_dropped = False  # or another client would follow
     transactional.end_transaction(False, Deadline(PATIENCE))
     assert purged(transactional, bell) == "failed\\nso (MAPPING)"
     assert client.calls == ["begin", "abort", "begin", "abort"]

@@ -172,6 +172,8 @@ class Outcomes:
             self._health.break_client(error)
         if code > 0 and transaction.is_open:
             transaction.has_gap = True
+        if code in PURGED and transaction.is_open:
+            transaction.has_dropped = True
         was_written_to = record.topic in self._written_topics
         # With _UNKNOWN_PARTITION, the client may have known the partition before, and may have sent
         # the record without getting an answer.

@@ -31,12 +31,15 @@ class TransactionState:
         #: Whether a broker refused one of its records. librdkafka does not use the sequence numbers
         #: of the record again, so it cannot send the next records for the partition.
         self.has_gap = False
+        #: Whether librdkafka dropped some of its records. librdkafka uses their sequence numbers
+        #: again, even if it has sent the records.
+        self.has_dropped = False
 
     def begin(self) -> None:
         """Note that a transaction was begun."""
         self.is_open = True
         self.is_known_to_brokers = False
-        self.has_gap = False
+        self.has_gap = self.has_dropped = False
         self.began_at = time.monotonic()
 
     def is_fenced(self, error: Any) -> bool:

@@ -216,6 +216,17 @@ class Transactions:
                     "send further records for the same partition"
                 )
             )
+        elif self._state.has_dropped:
+            # If the broker has such a record, because only the answer was lost, it would take the
+            # next record for a repetition, acknowledge it, and not write it.
+            # tests/kafka/test_transactions_on_the_wire.py::
+            # test_an_aborted_record_does_not_hide_the_next_one notices a change.
+            self._health.give_up(
+                SendProducerError(
+                    "librdkafka dropped records of an aborted transaction, and would use their "
+                    "sequence numbers again, even if a broker has written the records"
+                )
+            )
 
     def _wait_for_brokers(self, deadline: Deadline) -> None:
         """Wait until the brokers know of a transaction that has records.
