@@ -489,16 +489,17 @@ def test_a_refused_transaction_must_be_aborted(driver: ConfluentDriver, client: 
     ("code", "breaks"),
     [
         (KafkaError.MSG_SIZE_TOO_LARGE, 1),
+        (KafkaError._TRANSPORT, 1),
         (KafkaError._PURGE_QUEUE, 1),
         (KafkaError._MSG_TIMED_OUT, 0),
     ],
-    ids=["refused by a broker", "dropped", "expired"],
+    ids=["refused by a broker", "no more attempts", "dropped", "expired"],
 )
 def test_a_client_with_wrong_sequence_numbers_ends_with_the_transaction(
     driver: ConfluentDriver, recorder: Recorder, code: int, breaks: int
 ) -> None:
-    """librdkafka does not use the sequence numbers of a refused record again, but it uses those of
-    a dropped record again. When a record expires, librdkafka takes a new epoch."""
+    """librdkafka does not use the sequence numbers of a failed record again, but it uses those of a
+    dropped record again. When a record expires, librdkafka takes a new epoch."""
     driver.begin_transaction()
     parcel = Parcel(ProducerRecord("t", b"v"))
     driver._submitter.delivered(parcel, KafkaError(code), message_of(b"v"))

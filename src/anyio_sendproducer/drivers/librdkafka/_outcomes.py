@@ -22,6 +22,7 @@ from ._errors import (
     PURGED,
     REFUSALS,
     UNKNOWN_TOPIC,
+    UNREACHABLE,
     exception_of,
     not_written,
     rejected,
@@ -170,7 +171,7 @@ class Outcomes:
         is_fenced = transaction.is_fenced(error)
         if error.fatal() or is_fenced:
             self._health.break_client(error)
-        if code > 0 and transaction.is_open:
+        if transaction.is_open and (code > 0 or code in UNREACHABLE):
             transaction.has_gap = True
         if code in PURGED and transaction.is_open:
             transaction.has_dropped = True

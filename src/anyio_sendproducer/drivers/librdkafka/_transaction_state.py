@@ -28,8 +28,9 @@ class TransactionState:
         self.began_at = 0.0
         #: Whether the brokers know of it: one of its records was written, or offsets were sent.
         self.is_known_to_brokers = False
-        #: Whether a broker refused one of its records. librdkafka does not use the sequence numbers
-        #: of the record again, so it cannot send the next records for the partition.
+        #: Whether a broker refused one of its records, or all attempts that ``retries`` allows have
+        #: failed. librdkafka does not use the sequence numbers of the record again, so it cannot
+        #: send the next records for the partition.
         self.has_gap = False
         #: Whether librdkafka dropped some of its records. librdkafka uses their sequence numbers
         #: again, even if it has sent the records.

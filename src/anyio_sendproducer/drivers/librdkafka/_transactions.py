@@ -212,8 +212,8 @@ class Transactions:
             # test_the_transaction_after_a_refused_record_is_committed notices a change.
             self._health.give_up(
                 SendProducerError(
-                    "a broker refused a record in a transaction, after which librdkafka cannot "
-                    "send further records for the same partition"
+                    "a record failed in a transaction, after which librdkafka cannot send further "
+                    "records for the same partition"
                 )
             )
         elif self._state.has_dropped:
