@@ -1052,15 +1052,14 @@ def test_no_line_is_lost_if_the_thread_is_about_to_end(
     assert [one.getMessage() for one in caplog.records] == ["first", "second"]
 
 
-def test_a_filter_that_raises_does_not_end_the_log(
-    slow: Slow, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_filter_that_raises_does_not_end_the_log(slow: Slow, error: type[BaseException]) -> None:
     slow.goes_on.set()
     relay = _log_relay.LogRelay()
 
     def refuse_the_first(record: logging.LogRecord) -> bool:
         if record.getMessage() == "first":
-            raise ValueError("no")
+            raise error("no")
         return True
 
     logger = logging.getLogger("anyio_sendproducer.confluent")

@@ -116,7 +116,8 @@ class LogRelay:
                     self._thread = None
                     return
                 line = self._lines.popleft()
-            with contextlib.suppress(Exception):  # a logging filter may raise
+            # A handler or a filter may raise, even SystemExit. After that, no thread would log.
+            with contextlib.suppress(BaseException):
                 logger.log(*line)
 
     def join(self, seconds: float) -> None:
