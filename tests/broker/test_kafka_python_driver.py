@@ -995,6 +995,20 @@ def test_a_record_refused_on_a_retry_may_have_been_written(cluster: MockCluster)
         assert [type(error).__name__ for error in recorder.breaks] == ["InvalidRecordError"]
 
 
+def test_a_batch_refused_on_a_retry_is_not_divided(cluster: MockCluster) -> None:
+    """The first attempt may have been written. The halves would have other sequence numbers, so
+    the broker would write them again."""
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
+        cluster.answer_next(1, MSG_SIZE_TOO_LARGE)
+        records = [ProducerRecord(TWO_LEADERS, b"%d" % n, partition=0) for n in range(8)]
+        for outcome in send_all(driver, recorder, records):
+            assert isinstance(outcome, DeliveryError)
+            assert outcome.persistence is Persistence.POSSIBLY_PERSISTED
+        assert [type(error).__name__ for error in recorder.breaks] == ["MessageSizeTooLargeError"]
+
+
 @pytest.mark.parametrize("is_partitioned", [True, False])
 def test_a_refusal_on_a_retry_proves_nothing_without_idempotence(
     cluster: MockCluster, is_partitioned: bool

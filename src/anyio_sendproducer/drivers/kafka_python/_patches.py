@@ -232,7 +232,8 @@ def patch_isolate_rejections(
     Java client does. That is safe for a batch that was sent only once, since only one batch per
     partition is in flight. If single records of a batch are at fault, the patched client divides
     the batch, and sends the halves. It goes on until each refused record is alone, as 3.0.12 does
-    with a batch that is too large. There is no public way to do either.
+    with a batch that is too large. 3.0.12 also divides a batch that was sent before, and may write
+    its records twice. The patched client does not. There is no public way to do any of this.
     ``tests/broker/test_kafka_python_driver.py::test_a_refusal_still_ends_the_client`` notices a
     change.
 
@@ -278,7 +279,11 @@ def patch_isolate_rejections(
     can_split = sender._can_split
 
     def can_split_refused(batch: Any, error: type[Exception]) -> bool:
-        if manager is None and batch.attempts:
+        if batch.attempts:
+            if manager is not None:
+                # An earlier attempt may have been written, and its answer lost. The halves have
+                # other sequence numbers, so the broker would write their records again.
+                return False
             batch.complete_exceptionally = functools.partial(_complete_later, batch)
         return can_split(batch, error) or (
             issubclass(error, OF_ONE_RECORD)
