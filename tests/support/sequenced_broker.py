@@ -62,6 +62,8 @@ class SequencedBrokers:
         self.judge: Judge = lambda _: 0
         #: The written batches, in order.
         self.log: list[Batch] = []
+        #: The first offset of each log, as the answers report it.
+        self.log_start = 0
         #: Unknown topics.
         self.unknown: set[str] = set()
         #: Clear it so that the second broker accepts no connection.
@@ -232,7 +234,8 @@ class _Node(ScriptedBroker):
                     raise EOFError
                 if error == 0:
                     error, offset = self._both.write(batch)
-                answer += struct.pack(">ihqqq", partition.index, error, offset, -1, 0)
+                log_start = self._both.log_start
+                answer += struct.pack(">ihqqq", partition.index, error, offset, -1, log_start)
         return answer + struct.pack(">i", 0)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -271,6 +272,7 @@ def patch_isolate_rejections(
             return found
 
         manager.classify_batch_error = classify_retried
+        manager.last_acked_offset = _no_retention
         return cast("Callable[[], bool]", manager.has_fatal_error)
     sender: Any = getattr(producer, "_sender", None)
     known = manager is None or all(hasattr(manager, name) for name in _OF_THE_MANAGER)
@@ -313,7 +315,19 @@ def patch_isolate_rejections(
         return classify(error, batch, **details)
 
     manager.classify_batch_error = classify_refused
+    manager.last_acked_offset = _no_retention
     return cast("Callable[[], bool]", manager.has_fatal_error)
+
+
+def _no_retention(_: object) -> float:
+    """Stand in for the manager's ``last_acked_offset``.
+
+    If a broker does not know the producer id any more, and its log begins after this offset, 3.0.12
+    sends the batch again without end, with the same sequence number.
+    ``tests/broker/test_written_once.py::test_a_broker_does_not_know_the_producer_id`` notices a
+    change.
+    """
+    return math.inf
 
 
 def _complete_later(batch: Any, exception: Exception, find_error: Callable[[int], Any]) -> bool:
