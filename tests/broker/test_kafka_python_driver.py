@@ -43,6 +43,7 @@ from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.kafka_python._metadata import TopicMetadata
 from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.support.client_log import everything_logged_to
 from tests.support.lent_client import raise_in_kafka_python
 from tests.support.mock_cluster import FOR_MOCK
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
@@ -966,6 +967,21 @@ def test_a_refused_batch_is_sent_again_in_halves(
         assert isinstance(first, RecordRejected)
         found = [metadata_of(other) for other in others]
         assert [counted_from(found, one) for one in found] == [0, 1, 2, 3, 4, 5, 6]
+        assert recorder.breaks == []
+
+
+def test_a_log_handler_that_raises_does_not_affect_the_client(cluster: MockCluster) -> None:
+    class FaultyHandler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise OSError("disk full")
+
+    with everything_logged_to(FaultyHandler(), "kafka"), opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+        cluster.answer_next(1, INVALID_RECORD)
+        assert isinstance(send_all(driver, recorder, [record])[0], RecordRejected)
+        cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
+        metadata_of(send_all(driver, recorder, [record])[0])
         assert recorder.breaks == []
 
 

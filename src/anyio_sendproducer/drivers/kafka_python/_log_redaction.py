@@ -1,9 +1,13 @@
-"""Removes secrets and control characters from kafka-python's log."""
+"""Removes secrets and control characters from kafka-python's log, and holds back the exceptions of
+log handlers."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import re
+from collections.abc import Callable
 from typing import Any, Final, cast
 
 from ..._shown import OneLine
@@ -24,11 +28,18 @@ class RedactingFilter(OneLine):
 
     @classmethod
     def watch(cls, library: str) -> None:
-        """Filter all loggers that a library has made so far."""
+        """Filter all loggers that a library has made so far.
+
+        Exceptions of their handlers are held back. If one came out of a log call of 3.0.12, the
+        client could not connect, or would leave a batch without an outcome.
+        """
         for name in list(logging.root.manager.loggerDict):
             # A logger's filters do not apply to the messages of its children.
             if f"{name}.".startswith(f"{library}."):
-                logging.getLogger(name).addFilter(_FILTER)
+                logger = logging.getLogger(name)
+                logger.addFilter(_FILTER)
+                handle = functools.partial(_handle, logger.handle)
+                setattr(logger, "handle", handle)  # noqa: B010  # for type checkers
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Redact the message. Every message passes."""
@@ -38,6 +49,11 @@ class RedactingFilter(OneLine):
 
 
 _FILTER: Final = RedactingFilter()
+
+
+def _handle(handle: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
+    with contextlib.suppress(Exception):  # a log handler may raise
+        handle(record)
 
 
 class _Placeholder:
