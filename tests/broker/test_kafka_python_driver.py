@@ -1074,6 +1074,7 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
     manager = types.SimpleNamespace(
         classify_batch_error=classify,
         has_fatal_error=lambda: True,
+        is_bumping_epoch=lambda: False,
         ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
         producer_id_and_epoch=kafka_transactions.ProducerIdAndEpoch(1, 2),
         set_sequence_number=take_back,
@@ -1109,6 +1110,7 @@ def test_an_epoch_that_a_transaction_loses_ends_its_waiting_records() -> None:
     manager = types.SimpleNamespace(
         classify_batch_error=classify,
         has_fatal_error=bool,
+        set_sequence_number=None,
         ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
     )
     producer = types.SimpleNamespace(
@@ -1122,6 +1124,34 @@ def test_an_epoch_that_a_transaction_loses_ends_its_waiting_records() -> None:
     assert manager.classify_batch_error(error, batch) == "NEEDS_EPOCH_BUMP"
     assert future.exception is error
     assert not accumulator.has_undrained()
+
+
+@pytest.mark.parametrize("transactional_id", [None, "id"])
+def test_a_new_epoch_begins_at_0_after_a_refusal(transactional_id: str | None) -> None:
+    """The batch was in flight when a record for another partition made the epoch change."""
+    manager = kafka_transactions.TransactionManager(transactional_id, api_version=(2, 5))
+    if transactional_id is None:
+        manager.init_producer_id()
+    else:
+        manager.initialize_transactions()
+    manager.set_producer_id_and_epoch(kafka_transactions.ProducerIdAndEpoch(1, 0))
+    manager._transition_to(kafka_transactions.TransactionState.READY)
+    producer = types.SimpleNamespace(
+        config={"transactional_id": transactional_id},
+        _sender=types.SimpleNamespace(_can_split=None),
+        _transaction_manager=manager,
+    )
+    _patches.patch_isolate_rejections(producer, {("t", 0)})
+    where = kafka.TopicPartition("t", 0)
+    batch = types.SimpleNamespace(
+        topic_partition=where, attempts=0, producer_id=1, producer_epoch=0, base_sequence=7
+    )
+    error = kafka_errors.MessageSizeTooLargeError()
+    manager.classify_batch_error(error, batch)
+    assert manager.sequence_number(where) == 7
+    manager.bump_producer_id_and_epoch()
+    manager.classify_batch_error(error, batch)
+    assert manager.sequence_number(where) == 0
 
 
 def test_a_client_that_is_not_as_it_was_is_left_as_it_is() -> None:

@@ -52,6 +52,7 @@ _OF_THE_MANAGER: Final = (
     "ERROR_CLASS_RETRIABLE",
     "classify_batch_error",
     "has_fatal_error",
+    "is_bumping_epoch",
     "producer_id_and_epoch",
     "set_sequence_number",
 )
@@ -256,6 +257,7 @@ def patch_isolate_rejections(
     manager: Any = getattr(producer, "_transaction_manager", None)
     if producer.config["transactional_id"] is not None:
         # A refusal ends the transaction, not the client.
+        _patch_sequence_numbers(manager)
         classify_aborting = manager.classify_batch_error
 
         def classify_retried(error: Exception, batch: Any, **details: Any) -> Any:
@@ -272,7 +274,6 @@ def patch_isolate_rejections(
             return found
 
         manager.classify_batch_error = classify_retried
-        manager.last_acked_offset = _no_retention
         return cast("Callable[[], bool]", manager.has_fatal_error)
     sender: Any = getattr(producer, "_sender", None)
     known = manager is None or all(hasattr(manager, name) for name in _OF_THE_MANAGER)
@@ -297,6 +298,7 @@ def patch_isolate_rejections(
     sender._can_split = can_split_refused
     if manager is None:
         return None
+    _patch_sequence_numbers(manager)
     classify = manager.classify_batch_error
     retriable = manager.ERROR_CLASS_RETRIABLE
     take_back = manager.set_sequence_number
@@ -315,19 +317,33 @@ def patch_isolate_rejections(
         return classify(error, batch, **details)
 
     manager.classify_batch_error = classify_refused
-    manager.last_acked_offset = _no_retention
     return cast("Callable[[], bool]", manager.has_fatal_error)
 
 
-def _no_retention(_: object) -> float:
-    """Stand in for the manager's ``last_acked_offset``.
+def _patch_sequence_numbers(manager: Any) -> None:
+    """Fix two errors of 3.0.12 when a producer gets another epoch, or another id.
 
-    If a broker does not know the producer id any more, and its log begins after this offset, 3.0.12
-    sends the batch again without end, with the same sequence number.
+    The numbers of a new epoch begin at 0. If numbers are taken back while the client gets another
+    epoch, 3.0.12 begins the partition at the old number, and the broker refuses the next batch.
+    ``tests/broker/test_kafka_python_driver.py::test_a_new_epoch_begins_at_0_after_a_refusal``
+    notices a change.
+
+    If a broker does not know the producer id any more, and its log begins after the last
+    acknowledged offset, 3.0.12 sends the batch again without end, with the same number.
     ``tests/broker/test_written_once.py::test_a_broker_does_not_know_the_producer_id`` notices a
     change.
     """
-    return math.inf
+    take_back = manager.set_sequence_number
+
+    def take_back_in_this_epoch(where: Any, number: int) -> None:
+        if not manager.is_bumping_epoch():
+            take_back(where, number)
+
+    def find_no_gap(_: Any) -> float:
+        return math.inf
+
+    manager.set_sequence_number = take_back_in_this_epoch
+    manager.last_acked_offset = find_no_gap
 
 
 def _complete_later(batch: Any, exception: Exception, find_error: Callable[[int], Any]) -> bool:
