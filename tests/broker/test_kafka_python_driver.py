@@ -45,7 +45,7 @@ from anyio_sendproducer.drivers.kafka_python._metadata import TopicMetadata
 from anyio_sendproducer.testing import MockCluster, mock_cluster
 from tests.support.client_log import everything_logged_to
 from tests.support.lent_client import raise_in_kafka_python
-from tests.support.mock_cluster import FOR_MOCK
+from tests.support.mock_cluster import FOR_MOCK, count_requests, track_requests
 from tests.support.recorder import PATIENCE, Parcel, Recorder, learn, submit
 from tests.support.waiting import blocking_until
 
@@ -1686,6 +1686,37 @@ def test_a_metric_can_be_read_while_the_client_connects() -> None:
     assert client.in_flight_request_count("next") == 4
     connections.clear()
     client.close()
+
+
+def test_a_connection_that_waits_for_an_answer_is_not_idle(cluster: MockCluster) -> None:
+    with opened(cluster, properties={"connections.max.idle.ms": 100}) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.set_rtt(1, 1_000)
+        track_requests(cluster)
+        record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+        metadata_of(send_all(driver, recorder, [record])[0])
+        assert count_requests(cluster, 1, "Produce") == 1
+        cluster.set_rtt(1, 0)
+
+
+def test_a_batch_is_sent_again_if_its_connection_is_being_closed(cluster: MockCluster) -> None:
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        client: Any = driver._client
+        parcels = [Parcel(ProducerRecord(TWO_LEADERS, b"%d" % n, partition=0)) for n in range(2)]
+        submit(driver, recorder, parcels[:1])
+        recorder.wait(lambda: len(recorder.reports) == 1)
+
+        def close_and_submit() -> None:
+            connection = client.manager._conns[1]
+            # The connection is closed when these bytes are sent.
+            connection.send_request(client.cluster.metadata_request())
+            connection.close()
+            submit(driver, recorder, parcels[1:])
+
+        client.manager.call_soon(close_and_submit)
+        first, second = map(metadata_of, recorder.outcomes_of(parcels))
+        assert counted_from([first], second) == 1
 
 
 def test_closing_a_connection_does_not_close_the_client(cluster: MockCluster) -> None:

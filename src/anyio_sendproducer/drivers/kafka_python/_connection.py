@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import kafka.errors as kafka_errors
+from kafka.future import Future
 from kafka.net.connection import KafkaConnection
 from kafka.net.http_connect import HttpConnectProxy
 from kafka.net.inet import KafkaNetSocket
@@ -191,6 +192,19 @@ class LimitedConnection(KafkaConnection):
 
     #: The requests that it has sent to find out versions, or to log in.
     _rounds = 0
+
+    def send_request(self, request: Any, request_timeout_ms: float | None = None) -> Any:
+        """Send a request, or fail it if the connection is only open to send the bytes before it.
+
+        In 3.0.12 this raises. The sender then loses the batches that it is about to send, or the
+        client never requests metadata again.
+        ``tests/broker/test_kafka_python_driver.py::test_a_batch_is_sent_again_if_its_connection_is_being_closed``
+        notices a change.
+        """
+        if self.transport is not None and self.transport.is_closing():
+            error = kafka_errors.KafkaConnectionError("the connection is being closed")
+            return Future().failure(error)
+        return super().send_request(request, request_timeout_ms)
 
     def _send_request(self, request: Any, *args: Any, **options: Any) -> Any:
         if isinstance(request, SaslHandshakeRequest):
