@@ -439,9 +439,10 @@ class Engine:
         with self.step:
             self.wake_and_notify(self._replace_or_break(error))
 
-    def committed(self) -> None:
-        """Note that the client committed a transaction."""
-        self._replacement.committed()
+    def ended_transaction(self) -> None:
+        """Note that the client committed a transaction, or aborted one whose records did not
+        fail."""
+        self._replacement.ended_transaction()
 
     def is_given_up(self, generation: int) -> bool:
         """Whether the client of this number was given up."""

@@ -53,9 +53,9 @@ class Replacement:
         # The number of records that had been accepted when the last client was given up.
         self._accepted_before = 0
         # The number of records that had been delivered then; -1 before the first time, and after a
-        # commit.
+        # transaction has ended.
         self._delivered_before = -1
-        # How many clients in a row were given up before they delivered a record or committed a
+        # How many clients in a row were given up before they delivered a record or ended a
         # transaction; the first client does not count.
         self._fruitless = 0
         #: The number of the client that was opened last. The first is 1.
@@ -74,8 +74,9 @@ class Replacement:
         if self._observation is not None:
             self._observation.client_opened(generation)
 
-    def committed(self) -> None:
-        """Note that the client committed a transaction, which may have no record."""
+    def ended_transaction(self) -> None:
+        """Note that the client ended a transaction, so that it could be used, although it may not
+        have delivered a record."""
         self._delivered_before = -1
 
     def begin(self, error: BaseException, tasks: anyio.abc.TaskGroup) -> None:

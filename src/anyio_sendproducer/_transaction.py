@@ -412,7 +412,7 @@ class Transaction(Sender, NoPublicConstructor):
                         raise TransactionAborted(text) from reason
                     await self._end(deadline, bound, commit=True)
                     self._status.state = TransactionState.COMMITTED
-                    self._engine.committed()
+                    self._engine.ended_transaction()
                     failure = None
                 except ProducerClosed as error:
                     text = f"the commit was requested, but {error}"
@@ -466,6 +466,7 @@ class Transaction(Sender, NoPublicConstructor):
         for deadline in self._offset_calls:
             # The driver processes one call at a time, so a pending call would delay the abort.
             deadline.hurry(0)
+        has_failed = engine.ledger.first_failure is not None
         with engine.step:
             # The driver may give records back while it aborts. They must not be sent again.
             engine.ledger.separate_transactions()
@@ -484,6 +485,8 @@ class Transaction(Sender, NoPublicConstructor):
                     await self._end(Deadline(seconds), self._bound_for(seconds), commit=False)
                     if status.fenced_by is not None:
                         engine.replace_client(status.fenced_by)
+                    elif not has_failed:
+                        engine.ended_transaction()
                 except SendProducerError as error:
                     engine.replace_client(status.fenced_by or error)
                 except BaseException as error:

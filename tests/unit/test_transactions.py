@@ -1564,16 +1564,24 @@ async def test_a_later_task_is_not_taken_for_one_that_has_left_its_block_open(
                 assert (await call.wait()).error is None
 
 
-async def test_a_client_that_committed_a_transaction_without_records_is_replaced_without_a_pause(
-    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("is_committed", [True, False])
+async def test_a_client_that_ended_a_transaction_without_records_is_replaced_without_a_pause(
+    settings: ProducerSettings,
+    fake: FakeDriver,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    is_committed: bool,
 ) -> None:
     """It can be used, although it delivered nothing."""
     pauses: list[float] = []
     async with open_send_producer(settings, driver=fake) as producer:
         monkeypatch.setattr(producer._engine.bridge._worker.stopping, "wait", pauses.append)
         for number in range(2, 5):
-            async with producer.transaction() as tx:
-                await tx.send_offsets({("t", 0): number}, "group")
+            with contextlib.nullcontext() if is_committed else pytest.raises(ZeroDivisionError):
+                async with producer.transaction() as tx:
+                    await tx.send_offsets({("t", 0): number}, "group")
+                    if not is_committed:
+                        raise ZeroDivisionError
             fake.break_client()
             await until(generation(producer, number))
         assert pauses == []
