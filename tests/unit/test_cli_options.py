@@ -14,14 +14,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from anyio_sendproducer import SettingsError
+from anyio_sendproducer import ProducerSettings, SettingsError
 from anyio_sendproducer.cli._connecting import (
     Connection,
     environment_has_address,
     settings_of,
 )
 from anyio_sendproducer.cli._log import client_log
-from anyio_sendproducer.cli._options import connection_of, servers
+from anyio_sendproducer.cli._options import connection_of, seconds, servers
 from anyio_sendproducer.drivers import DriverName, make_driver
 
 OPTION = click.Option(["--option"])
@@ -253,3 +253,12 @@ def test_a_wrong_call_of_a_logger_does_not_raise(
     said = capsys.readouterr().err
     assert "--- Logging error ---" in said
     assert f"INFO {name}: 3 brokers\n" in said
+
+
+@pytest.mark.parametrize(("text", "length"), [("7200", 7200.0), ("0.5", 0.5), ("1e-9", 1e-6)])
+def test_a_long_duration_of_an_option_causes_no_warning(text: str, length: float) -> None:
+    """The option is in seconds, so milliseconds cannot be meant."""
+    found = seconds(CONTEXT, OPTION, text)
+    assert found is not None
+    settings = ProducerSettings(bootstrap_servers="x:1", delivery_timeout=found)
+    assert settings.delivery_timeout == length

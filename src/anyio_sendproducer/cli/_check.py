@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime as dt
 import json
 from functools import partial
 from typing import Final
@@ -28,13 +29,13 @@ __all__ = ["TIMEOUT", "run"]
 TIMEOUT: Final = 10.0
 
 
-def run(connection: Connection, loop: str, timeout: float | None, *, as_json: bool) -> int:
+def run(connection: Connection, loop: str, timeout: dt.timedelta | None, *, as_json: bool) -> int:
     """Check a cluster, and print the outcome of each step.
 
     Args:
         connection: what the command line says about the cluster.
         loop: the event loop to run on.
-        timeout: how long a step may take, in seconds; None: as the settings say, or 10.
+        timeout: how long a step may take; None: as the settings say, or 10.
         as_json: whether to print JSON.
 
     Returns:

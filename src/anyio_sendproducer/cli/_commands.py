@@ -7,6 +7,7 @@ This module needs ``click`` (extra ``cli``).
 
 from __future__ import annotations
 
+import datetime as dt
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -296,14 +297,14 @@ def produce(
     compression: str | None,
     acks: str | None,
     max_in_flight: int | None,
-    delivery_timeout: float | None,
-    close_timeout: float | None,
+    delivery_timeout: dt.timedelta | None,
+    close_timeout: dt.timedelta | None,
     fail_fast: bool,
     failed: Path | None,
     as_json: bool,
     progress: bool | None,
     loop: str,
-    start_timeout: float | None,
+    start_timeout: dt.timedelta | None,
     verbose: int,
     **cluster: Any,
 ) -> int:
@@ -407,7 +408,7 @@ def produce(
 )
 @_output("--json", "as_json", is_flag=True, help="Print the steps as one JSON object.")
 def check(
-    *, as_json: bool, loop: str, start_timeout: float | None, verbose: int, **cluster: Any
+    *, as_json: bool, loop: str, start_timeout: dt.timedelta | None, verbose: int, **cluster: Any
 ) -> int:
     """Check whether a producer can reach the cluster, and show which step fails.
 

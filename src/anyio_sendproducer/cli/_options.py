@@ -6,6 +6,7 @@ It needs ``click`` (extra ``cli``).
 
 from __future__ import annotations
 
+import datetime as dt
 import getpass
 import re
 import warnings
@@ -212,8 +213,8 @@ def as_it_is(_: click.Context, parameter: click.Parameter, text: str | None) -> 
         raise click.BadParameter(f"{text!r} is not valid text", param=parameter) from None
 
 
-def seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> float | None:
-    """A number of seconds above 0."""
+def seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> dt.timedelta | None:
+    """A number of seconds above 0. Settings warn about a long duration only if it is a number."""
     # The help of Click's own type would show the bounds.
     if text is None:
         return None
@@ -223,7 +224,8 @@ def seconds(_: click.Context, parameter: click.Parameter, text: str | None) -> f
         found = 0.0
     if not 0 < found <= 1e9:
         raise click.BadParameter(f"{text!r} is not a number of seconds above 0", param=parameter)
-    return found
+    # Not 0, however small the number is.
+    return max(dt.timedelta(seconds=found), dt.timedelta.resolution)
 
 
 def columns(_: click.Context, parameter: click.Parameter, text: str | None) -> tuple[str, ...]:
