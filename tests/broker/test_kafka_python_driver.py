@@ -1067,6 +1067,9 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
         asked.append(arguments)
         return "ABORTABLE"
 
+    def next_number(_: Any) -> int:
+        return 9
+
     def take_back(where: Any, number: int) -> None:
         taken_back.append((where.partition, number))
 
@@ -1074,7 +1077,7 @@ def test_in_a_transaction_a_refused_record_does_not_fail_alone() -> None:
     manager = types.SimpleNamespace(
         classify_batch_error=classify,
         has_fatal_error=lambda: True,
-        is_bumping_epoch=lambda: False,
+        sequence_number=next_number,
         ERROR_CLASS_NEEDS_EPOCH_BUMP="NEEDS_EPOCH_BUMP",
         producer_id_and_epoch=kafka_transactions.ProducerIdAndEpoch(1, 2),
         set_sequence_number=take_back,
@@ -1141,8 +1144,9 @@ def test_a_new_epoch_begins_at_0_after_a_refusal(transactional_id: str | None) -
         _sender=types.SimpleNamespace(_can_split=None),
         _transaction_manager=manager,
     )
-    _patches.patch_isolate_rejections(producer, {("t", 0)})
     where = kafka.TopicPartition("t", 0)
+    manager.set_sequence_number(where, 9)
+    _patches.patch_isolate_rejections(producer, {("t", 0)})
     batch = types.SimpleNamespace(
         topic_partition=where, attempts=0, producer_id=1, producer_epoch=0, base_sequence=7
     )
@@ -1151,6 +1155,11 @@ def test_a_new_epoch_begins_at_0_after_a_refusal(transactional_id: str | None) -
     assert manager.sequence_number(where) == 7
     manager.bump_producer_id_and_epoch()
     manager.classify_batch_error(error, batch)
+    assert manager.sequence_number(where) == 0
+    # The client has the new epoch, and then divides the batch.
+    manager.set_producer_id_and_epoch(kafka_transactions.ProducerIdAndEpoch(1, 1))
+    manager._complete_epoch_bump()
+    manager.set_sequence_number(where, 7)
     assert manager.sequence_number(where) == 0
 
 

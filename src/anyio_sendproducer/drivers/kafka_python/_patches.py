@@ -52,8 +52,8 @@ _OF_THE_MANAGER: Final = (
     "ERROR_CLASS_RETRIABLE",
     "classify_batch_error",
     "has_fatal_error",
-    "is_bumping_epoch",
     "producer_id_and_epoch",
+    "sequence_number",
     "set_sequence_number",
 )
 
@@ -323,8 +323,10 @@ def patch_isolate_rejections(
 def _patch_sequence_numbers(manager: Any) -> None:
     """Fix two errors of 3.0.12 when a producer gets another epoch, or another id.
 
-    The numbers of a new epoch begin at 0. If numbers are taken back while the client gets another
-    epoch, 3.0.12 begins the partition at the old number, and the broker refuses the next batch.
+    The numbers of a new epoch begin at 0. If a batch of the old epoch is refused while the client
+    gets another epoch, or later, 3.0.12 takes its number back and begins the partition there. Then
+    the broker refuses the next batch. Only one batch per partition is in flight, so the partition
+    is still at 0 then.
     ``tests/broker/test_kafka_python_driver.py::test_a_new_epoch_begins_at_0_after_a_refusal``
     notices a change.
 
@@ -336,7 +338,7 @@ def _patch_sequence_numbers(manager: Any) -> None:
     take_back = manager.set_sequence_number
 
     def take_back_in_this_epoch(where: Any, number: int) -> None:
-        if not manager.is_bumping_epoch():
+        if manager.sequence_number(where):
             take_back(where, number)
 
     def find_no_gap(_: Any) -> float:
