@@ -210,7 +210,11 @@ def recorder() -> Recorder:
 
 @pytest.fixture
 def driver(client: Client, recorder: Recorder) -> ConfluentDriver:
-    made = ConfluentDriver(SETTINGS)
+    return driver_of(SETTINGS, client, recorder)
+
+
+def driver_of(settings: ProducerSettings, client: Client, recorder: Recorder) -> ConfluentDriver:
+    made = ConfluentDriver(settings)
     made._handle.client = client
     made._handle.sink = recorder
     made._handle.is_usable = True
@@ -486,20 +490,23 @@ def test_a_refused_transaction_must_be_aborted(driver: ConfluentDriver, client: 
 
 
 @pytest.mark.parametrize(
-    ("code", "breaks"),
+    ("code", "properties", "breaks"),
     [
-        (KafkaError.MSG_SIZE_TOO_LARGE, 1),
-        (KafkaError._TRANSPORT, 1),
-        (KafkaError._PURGE_QUEUE, 1),
-        (KafkaError._MSG_TIMED_OUT, 0),
+        (KafkaError.MSG_SIZE_TOO_LARGE, {}, 1),
+        (KafkaError._TRANSPORT, {"retries": 1}, 1),
+        (KafkaError._MSG_TIMED_OUT, {"retries": 1}, 1),
+        (KafkaError._PURGE_QUEUE, {}, 1),
+        (KafkaError._MSG_TIMED_OUT, {}, 0),
     ],
-    ids=["refused by a broker", "no more attempts", "dropped", "expired"],
+    ids=["refused by a broker", "no more attempts", "no answer in time", "dropped", "expired"],
 )
 def test_a_client_with_wrong_sequence_numbers_ends_with_the_transaction(
-    driver: ConfluentDriver, recorder: Recorder, code: int, breaks: int
+    client: Client, recorder: Recorder, code: int, properties: dict[str, int], breaks: int
 ) -> None:
     """librdkafka does not use the sequence numbers of a failed record again, but it uses those of a
-    dropped record again. When a record expires, librdkafka takes a new epoch."""
+    dropped record again. When a record expires, librdkafka takes a new epoch. If all attempts that
+    `retries` allows got no answer in time, it takes none, but gives the same error."""
+    driver = driver_of(SETTINGS.evolve(properties=properties), client, recorder)
     driver.begin_transaction()
     parcel = Parcel(ProducerRecord("t", b"v"))
     driver._submitter.delivered(parcel, KafkaError(code), message_of(b"v"))

@@ -83,6 +83,8 @@ class Outcomes:
         #: Whether the client must stop when the records of a deleted topic fail: they leave a gap
         #: in the sequence numbers.
         self._allows_no_gap = config["enable.idempotence"] and transaction.transactional_id is None
+        #: Whether a record of a transaction may fail because it has no more attempts.
+        self._limits_attempts = "retries" in config
         #: Whether a refusal is a fatal error.
         self._is_gapless = config.get("enable.gapless.guarantee", False)
 
@@ -171,7 +173,12 @@ class Outcomes:
         is_fenced = transaction.is_fenced(error)
         if error.fatal() or is_fenced:
             self._health.break_client(error)
-        if transaction.is_open and (code > 0 or code in UNREACHABLE):
+        # If the last attempt got no answer in time, librdkafka gives the same error as for a record
+        # that has expired. After the latter, it would take a new epoch.
+        is_out_of_attempts = code in UNREACHABLE or (
+            code == KafkaError._MSG_TIMED_OUT and self._limits_attempts
+        )
+        if transaction.is_open and (code > 0 or is_out_of_attempts):
             transaction.has_gap = True
         if code in PURGED and transaction.is_open:
             transaction.has_dropped = True
