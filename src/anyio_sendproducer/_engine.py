@@ -440,8 +440,8 @@ class Engine:
             self.wake_and_notify(self._replace_or_break(error))
 
     def ended_transaction(self) -> None:
-        """Note that the client committed a transaction, or aborted one whose records did not
-        fail."""
+        """Note that the client committed a transaction, or aborted one of which nothing had
+        failed."""
         self._replacement.ended_transaction()
 
     def is_given_up(self, generation: int) -> bool:

@@ -466,7 +466,7 @@ class Transaction(Sender, NoPublicConstructor):
         for deadline in self._offset_calls:
             # The driver processes one call at a time, so a pending call would delay the abort.
             deadline.hurry(0)
-        has_failed = engine.ledger.first_failure is not None
+        has_failed = (self._status.abort_reason or engine.ledger.first_failure) is not None
         with engine.step:
             # The driver may give records back while it aborts. They must not be sent again.
             engine.ledger.separate_transactions()

@@ -1590,6 +1590,23 @@ async def test_a_client_that_ended_a_transaction_without_records_is_replaced_wit
         assert pauses == [0.5]
 
 
+async def test_a_client_that_could_not_send_offsets_is_replaced_after_a_pause(
+    settings: ProducerSettings, fake: FakeDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For example, the user may not use the group. That is so for the next client, too."""
+    pauses: list[float] = []
+    fake.offsets_error = TransactionAborted("forbidden")
+    async with open_send_producer(settings, driver=fake) as producer:
+        monkeypatch.setattr(producer._engine.bridge._worker.stopping, "wait", pauses.append)
+        for number in range(2, 5):
+            with pytest.raises(TransactionAborted):
+                async with producer.transaction() as tx:
+                    await tx.send_offsets({("t", 0): number}, "group")
+            fake.break_client()
+            await until(generation(producer, number))
+        assert pauses == [0.5, 1.0]
+
+
 async def test_a_commit_whose_driver_raises_an_unexpected_exception_is_unknown(
     settings: ProducerSettings,
 ) -> None:
