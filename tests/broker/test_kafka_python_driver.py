@@ -985,6 +985,30 @@ def test_a_log_handler_that_raises_does_not_affect_the_client(cluster: MockClust
         assert recorder.breaks == []
 
 
+def test_a_log_handler_that_exits_does_not_end_the_clients_thread(cluster: MockCluster) -> None:
+    """It ends the program if the main thread runs it."""
+
+    class Exiting(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            raise SystemExit
+
+    with opened(cluster) as (driver, recorder):
+        learn(driver, recorder, TWO_LEADERS)
+        cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
+        # The client warns that it sends the record again.
+        logger = logging.getLogger("kafka.producer.sender")
+        handler = Exiting()
+        logger.addHandler(handler)
+        try:
+            record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
+            metadata_of(send_all(driver, recorder, [record])[0])
+            with pytest.raises(SystemExit):
+                logger.warning("on the main thread")
+        finally:
+            logger.removeHandler(handler)
+        assert recorder.breaks == []
+
+
 def test_a_refused_topic_fails_all_its_records(cluster: MockCluster) -> None:
     with opened(cluster) as (driver, recorder):
         learn(driver, recorder, TWO_LEADERS)

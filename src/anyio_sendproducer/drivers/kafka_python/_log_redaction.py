@@ -3,10 +3,10 @@ log handlers."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import re
+import threading
 from collections.abc import Callable
 from typing import Any, Final, cast
 
@@ -31,7 +31,8 @@ class RedactingFilter(OneLine):
         """Filter all loggers that a library has made so far.
 
         Exceptions of their handlers are held back. If one came out of a log call of 3.0.12, the
-        client could not connect, or would leave a batch without an outcome.
+        client could not connect, or would leave a batch without an outcome. Only the main thread
+        can still exit.
         """
         for name in list(logging.root.manager.loggerDict):
             # A logger's filters do not apply to the messages of its children.
@@ -52,8 +53,14 @@ _FILTER: Final = RedactingFilter()
 
 
 def _handle(handle: Callable[[logging.LogRecord], None], record: logging.LogRecord) -> None:
-    with contextlib.suppress(Exception):  # a log handler may raise
+    try:
         handle(record)
+    except Exception:  # noqa: BLE001, S110  # a log handler may raise
+        pass
+    except SystemExit:
+        # On another thread, it would end the client's thread, and nothing else.
+        if threading.current_thread() is threading.main_thread():
+            raise
 
 
 class _Placeholder:
