@@ -279,14 +279,23 @@ class Bridge:
         """Whether the client reports only when it is polled."""
         return self._worker.polled_driver is not None
 
-    @property
-    def can_submit_inline(self) -> bool:
+    def can_submit_inline(self, *, is_alone: bool) -> bool:
         """Whether a batch of one record may be submitted from the caller's task.
 
         The last batch must have had one record, too. Otherwise several callers probably send
         now, and their records are submitted together in the pump's next turn.
+
+        Args:
+            is_alone: whether no other record is in flight. If there are others, the client must be
+                polled, and callers must send rarely. A client with a thread of its own forms larger
+                batches meanwhile.
         """
-        return self._worker.is_direct and self._last_batch == 1
+        worker = self._worker
+        return (
+            worker.is_direct
+            and self._last_batch == 1
+            and (is_alone or (worker.polled_driver is not None and not self._polling.is_busy))
+        )
 
     def reports_by_itself(self) -> bool:
         """Whether the outcome of a record that was just submitted comes without a turn of the pump.

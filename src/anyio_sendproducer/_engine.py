@@ -148,11 +148,14 @@ class Engine:
     def notify(self) -> None:
         """Have the pump submit the queued records as soon as the driver accepts a batch.
 
-        If a lone record is queued, and the driver allows it, submit it immediately.
+        If one record is queued, and the driver allows it, submit it immediately.
         """
         if self.pump is not _IDLE:
             return
-        if self.client is _BUSY or (self.bridge.can_submit_inline and self.ledger.has_lone_record):
+        ledger = self.ledger
+        if self.client is _BUSY or (
+            ledger.queued == 1 and self.bridge.can_submit_inline(is_alone=ledger.in_flight == 1)
+        ):
             self._submit_now()
         else:
             self.pump = _NOTIFIED

@@ -778,9 +778,9 @@ class Ledger:
         )
 
     @property
-    def has_lone_record(self) -> bool:
-        """Whether exactly one record takes up room, and it is queued."""
-        return self._records == 1 and len(self._queue) == 1
+    def in_flight(self) -> int:
+        """How many records take up room."""
+        return self._records
 
     def statistics(self, **others: Any) -> Statistics:
         """Take a snapshot of the figures. The arguments are figures that the ledger does not know;

@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 
 from anyio_sendproducer import (
+    Delivery,
     DeliveryError,
     ProducerBroken,
     ProducerRecord,
@@ -183,6 +184,7 @@ async def test_a_lone_record_is_submitted_inline(
         assert len(driver.submitted) == 2
         await delivery.wait()
         await quiet()
+        producer._engine.bridge._polling.usual_gap = 0.0  # as if callers sent often
         driver.manual = True
         await producer.partitions_for("t")
         several = [producer.enqueue_nowait(record()) for _ in range(3)]
@@ -196,6 +198,26 @@ async def test_a_lone_record_is_submitted_inline(
         assert len(driver.submitted) == 5  # more records may follow
         await quiet()
         driver.acknowledge()
+
+
+async def test_records_of_callers_that_send_rarely_are_submitted_inline(
+    settings: ProducerSettings,
+) -> None:
+    driver = AskedDriver()
+    async with open_send_producer(settings, driver=driver) as producer:
+        await producer.send(record())
+        await quiet()
+        driver.manual = True
+        polling = producer._engine.bridge._polling
+        several: list[Delivery] = []
+        for count in range(2, 5):  # earlier records are in flight
+            polling.usual_gap = 1.0
+            several.append(producer.enqueue_nowait(record()))
+            assert len(driver.submitted) == count
+        await quiet()
+        driver.acknowledge()
+        for one in several:
+            await one.wait()
 
 
 async def test_a_batch_has_at_most_500_records(settings: ProducerSettings) -> None:

@@ -341,7 +341,7 @@ class Sent:
     topic: str
     deadline: float
     ended: float | None = None
-    outcome: RecordMetadata | DeliveryTimeout | None = None
+    outcome: RecordMetadata | DeliveryError | None = None
 
 
 @dataclass
@@ -357,7 +357,7 @@ class World:
     async def send(self, sent: Sent, timeout: float | None) -> None:
         try:
             sent.outcome = await self.producer.send(sent.topic, sent.value, timeout=timeout)
-        except DeliveryTimeout as error:
+        except DeliveryError as error:
             sent.outcome = error
         sent.ended = self.clock.now()
 
@@ -375,6 +375,11 @@ class World:
                 assert one.outcome.persistence is (
                     Persistence.POSSIBLY_PERSISTED if is_sent else Persistence.NOT_PERSISTED
                 )
+            elif isinstance(one.outcome, DeliveryError):
+                # The client was given up, because it had other records for too long.
+                assert self.driver.opened > 1
+                assert one.outcome.persistence is Persistence.POSSIBLY_PERSISTED
+                assert one.value in values
         # Each topic's records are submitted in the order of the calls.
         for topic in ("known", "new"):
             order = [one.value for one in self.driver.submitted if one.topic == topic]
