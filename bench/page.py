@@ -344,6 +344,23 @@ def open_table(results: Results) -> str:
     return _table(["CPU, µs per record", *(f"{rate:,}/s" for rate in RATES)], rows)
 
 
+def futures_table(results: Results) -> str:
+    """Latency at moderate load, with and without what the drivers add to their clients."""
+    clients = (
+        *(OURS_CONFLUENT, BARE_CONFLUENT_AWAITED, BARE_CONFLUENT),
+        *(OURS, BARE_AWAITED, BARE, AIOKAFKA_IDEMPOTENT),
+    )
+    rows: list[list[str]] = []
+    for one in _peers("", *clients):
+        contenders = [Contender(one.client, f"open-{rate}", one.loop) for rate in RATES]
+        rows.append([CLIENTS[one.client]])
+        for each in contenders:
+            figures = (results.value("open", each, f"latency_{it}_ms") for it in ("median", "p99"))
+            rows[-1].append(", ".join(map(as_text, figures)))
+    heads = (f"{rate:,}/s" for rate in RATES)
+    return _table(["milliseconds, median and 99th percentile", *heads], rows)
+
+
 _DRIVER_COLUMNS = [
     (OURS_CONFLUENT, "asyncio"),
     (OURS_CONFLUENT, "trio"),
@@ -521,6 +538,7 @@ def words(results: Results) -> dict[str, str]:
     found |= {
         "about": "; ".join(f"{key} {value}" for key, value in results.content["about"].items()),
         "open_table": open_table(results),
+        "futures_table": futures_table(results),
         "streams_table": streams_table(results),
         "observers_table": observers_table(results),
         "pending_table": pending_table(results),
