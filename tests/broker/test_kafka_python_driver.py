@@ -43,6 +43,8 @@ from anyio_sendproducer.drivers.kafka_python import _driver as _kafka_python
 from anyio_sendproducer.drivers.kafka_python._driver import KafkaPythonDriver
 from anyio_sendproducer.drivers.kafka_python._metadata import TopicMetadata
 from anyio_sendproducer.testing import MockCluster, mock_cluster
+from tests.support.bare import bare as opened_bare
+from tests.support.bare import leaking_sockets, settles
 from tests.support.client_log import everything_logged_to
 from tests.support.lent_client import raise_in_kafka_python
 from tests.support.mock_cluster import FOR_MOCK, count_requests, track_requests
@@ -1035,6 +1037,18 @@ def test_a_record_refused_on_a_retry_may_have_been_written(cluster: MockCluster)
         assert [type(error).__name__ for error in recorder.breaks] == ["InvalidRecordError"]
 
 
+def test_bare_a_batch_refused_on_a_retry_is_divided(cluster: MockCluster) -> None:
+    with opened_bare(cluster, linger_ms=60_000) as producer:
+        producer.partitions_for(TWO_LEADERS)
+        cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
+        cluster.answer_next(1, MSG_SIZE_TOO_LARGE)
+        futures = [producer.send(TWO_LEADERS, b"%d" % n, partition=0) for n in range(8)]
+        producer._accumulator.begin_flush()  # flush() raises if a batch is divided
+        producer._sender.wakeup()
+        first, *others = [future.get(PATIENCE).offset for future in futures]
+        assert others == [first + n for n in range(1, 8)]
+
+
 def test_a_batch_refused_on_a_retry_is_not_divided(cluster: MockCluster) -> None:
     """The first attempt may have been written. The halves would have other sequence numbers, so
     the broker would write them again."""
@@ -1719,6 +1733,17 @@ def test_a_metric_can_be_read_while_the_client_connects() -> None:
     assert client.in_flight_request_count("next") == 4
     connections.clear()
     client.close()
+
+
+def test_bare_a_connection_that_waits_for_an_answer_counts_as_idle(cluster: MockCluster) -> None:
+    with leaking_sockets(), opened_bare(cluster, connections_max_idle_ms=100) as producer:
+        producer.send(TWO_LEADERS, b"value", partition=0).get(PATIENCE)
+        cluster.set_rtt(1, 1_000)
+        track_requests(cluster)
+        future = producer.send(TWO_LEADERS, b"value", partition=0)
+        blocking_until(lambda: count_requests(cluster, 1, "Produce") > 1)
+        cluster.set_rtt(1, 0)
+        assert settles(future)
 
 
 def test_a_connection_that_waits_for_an_answer_is_not_idle(cluster: MockCluster) -> None:
