@@ -28,9 +28,11 @@ SOON_SECONDS: Final = 0.0006
 #: answers.
 RETURNING: Final = 0.7
 #: If a record is submitted less than this many seconds after the polling thread reported an answer,
-#: its caller counts as sending again at once. Such a caller needs about half of this time. Callers
-#: that send independently of the answers must rarely hit it by chance, so the time is short.
-RETURN_SECONDS: Final = 0.00015
+#: its caller counts as sending again at once. The second time is added for each outcome of the
+#: answer. Such callers need about half of this time. Callers that send independently of the answers
+#: must rarely hit it by chance, so the time is short.
+RETURN_SECONDS: Final = 0.00012
+RETURN_SECONDS_PER_OUTCOME: Final = 0.00003
 #: After an answer, the scheduler examines whether its callers send again at once. While they
 #: usually do not, it examines only one answer in this many, because that costs turns of the pump.
 EXAMINED: Final = 4
@@ -94,9 +96,9 @@ class PollScheduler:
         self._returned = 0
         self._turns = 0
         self._answers = 0
-        # When the polling thread reported the last answer; infinite if a submission or a poll with
-        # outcomes came since.
-        self._reported_at = math.inf
+        # Until when a submission counts as a return after the last answer that the polling thread
+        # reported; 0 if a submission or a poll with outcomes came since.
+        self._returns_until = 0.0
 
     def submitting(self, count: int) -> None:
         """Note that ``count`` records are about to be submitted."""
@@ -113,9 +115,9 @@ class PollScheduler:
         gap = min((now - self._submitted_at) / self._submitting, LATE_SECONDS)
         self._submitted_at = now
         self.usual_gap += (gap - self.usual_gap) * WEIGHT
-        if self._reported_at <= now:
-            self._note_returning(1.0 if now - self._reported_at < RETURN_SECONDS else 0.0)
-            self._reported_at = math.inf
+        if self._returns_until:
+            self._note_returning(1.0 if now < self._returns_until else 0.0)
+            self._returns_until = 0.0
 
     def _note_returning(self, share: float) -> None:
         self.returning += (share - self.returning) * WEIGHT
@@ -161,7 +163,9 @@ class PollScheduler:
         """Note that the polling thread reported ``count`` outcomes by itself."""
         self._in_flight = max(0, self._in_flight - count)
         self._answered()
-        self._reported_at = self._waits_since
+        self._returns_until = (
+            self._waits_since + RETURN_SECONDS + count * RETURN_SECONDS_PER_OUTCOME
+        )
 
     def after_poll(self, *, outcomes: int, limit: int) -> NextPoll:
         """Decide when to poll next.
@@ -173,7 +177,7 @@ class PollScheduler:
         gathered, self._gathers = self._gathers, False
         if outcomes:
             self._answered()
-            self._reported_at = math.inf
+            self._returns_until = 0.0
             self._answers += 1
         if self._examined:
             self._turns += 1

@@ -13,6 +13,7 @@ from anyio_sendproducer._polling import (
     POLL_SECONDS,
     QUIET_SECONDS,
     RETURN_SECONDS,
+    RETURN_SECONDS_PER_OUTCOME,
     RETURNING,
     SOON_SECONDS,
     NextPoll,
@@ -245,18 +246,20 @@ def test_the_poll_thread_waits_if_records_go_out_less_often(
     assert scheduler.next_poll() is WHEN_READY
 
 
-@pytest.mark.parametrize("pause", [RETURN_SECONDS / 2, RETURN_SECONDS * 2])
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize("share", [0.5, 2.0])
 def test_reports_of_the_poll_thread_show_whether_callers_send_again_at_once(
-    scheduler: PollScheduler, clock: Clock, pause: float
+    scheduler: PollScheduler, clock: Clock, share: float, count: int
 ) -> None:
-    submit(scheduler, 1)
+    """Several callers take longer than one."""
+    submit(scheduler, count)
     for _ in range(50):
-        clock.now += SOON_SECONDS / 2
-        scheduler.reported(1)
-        clock.now += pause
-        submit(scheduler, 1)
-    assert (scheduler.returning > RETURNING) is (pause < RETURN_SECONDS)
-    assert scheduler.next_poll() is (NEXT_TURN if pause < RETURN_SECONDS else WHEN_READY)
+        clock.now += SOON_SECONDS / 4
+        scheduler.reported(count)
+        clock.now += share * (RETURN_SECONDS + count * RETURN_SECONDS_PER_OUTCOME)
+        submit(scheduler, count)
+    assert (scheduler.returning > RETURNING) is (share < 1)
+    assert (scheduler.next_poll() is NEXT_TURN) is (share < 1)
 
 
 def test_only_the_first_submission_after_a_report_counts(
