@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import os
 import re
@@ -921,10 +922,10 @@ def test_the_arguments_become_an_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.connection == Connection(bootstrap_servers="x:1", driver="confluent")
     assert order.fields == {
         "properties": {"compression.type": "lz4", "acks": "1"},
-        "start_timeout": 3.5,
+        "start_timeout": dt.timedelta(seconds=3.5),
         "max_in_flight": 7,
-        "delivery_timeout": 1.5,
-        "close_timeout": 2.5,
+        "delivery_timeout": dt.timedelta(seconds=1.5),
+        "close_timeout": dt.timedelta(seconds=2.5),
     }
     assert (order.loop, order.failed) == ("trio", Path("failed"))
     assert (order.fail_fast, order.as_json, order.progress) == (True, True, False)

@@ -21,6 +21,7 @@ from anyio_sendproducer import (
     open_send_producer,
 )
 from anyio_sendproducer._engine_states import ClientState
+from anyio_sendproducer._polling import PollScheduler
 from anyio_sendproducer.testing import Gate
 from anyio_sendproducer.testing._polled_driver import PolledFakeDriver
 from tests.support.asked_driver import AskedDriver
@@ -174,8 +175,9 @@ async def test_records_gather_while_an_answer_is_near(settings: ProducerSettings
 
 
 async def test_a_lone_record_is_submitted_inline(
-    settings: ProducerSettings,
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(PollScheduler, "is_busy", True)
     driver = AskedDriver()
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(record())
@@ -184,7 +186,6 @@ async def test_a_lone_record_is_submitted_inline(
         assert len(driver.submitted) == 2
         await delivery.wait()
         await quiet()
-        producer._engine.bridge._polling.usual_gap = 0.0  # as if callers sent often
         driver.manual = True
         await producer.partitions_for("t")
         several = [producer.enqueue_nowait(record()) for _ in range(3)]
@@ -201,17 +202,16 @@ async def test_a_lone_record_is_submitted_inline(
 
 
 async def test_records_of_callers_that_send_rarely_are_submitted_inline(
-    settings: ProducerSettings,
+    settings: ProducerSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(PollScheduler, "is_busy", False)
     driver = AskedDriver()
     async with open_send_producer(settings, driver=driver) as producer:
         await producer.send(record())
         await quiet()
         driver.manual = True
-        polling = producer._engine.bridge._polling
         several: list[Delivery] = []
         for count in range(2, 5):  # earlier records are in flight
-            polling.usual_gap = 1.0
             several.append(producer.enqueue_nowait(record()))
             assert len(driver.submitted) == count
         await quiet()
