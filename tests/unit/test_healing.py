@@ -296,6 +296,7 @@ async def test_a_driver_whose_last_error_raises_breaks_the_producer(
             fake.break_client()
         with pytest.raises(DeliveryError):
             await delivery.wait()
+        await until(lambda: producer.statistics().state == "broken")  # the thread may be slower
         with pytest.raises(ProducerBroken) as caught:
             await producer.send(record())
         assert caught.value.__cause__ is faults[0]
