@@ -388,19 +388,23 @@ async def ours_traced(job: Job, driver: str = "kafka-python") -> None:
 # --- the others ----------------------------------------------------------------------------------
 
 
+def _kafka_python(job: Job) -> dict[str, Any]:
+    """The settings of the bare kafka-python that suit it best here."""
+    return {
+        "bootstrap_servers": job.bootstrap,
+        "metrics_enabled": False,
+        "linger_ms": 0 if is_prompt(job.workload) else 5,
+        "batch_size": 256 * 1024,
+        "compression_type": None if job.compression == "none" else job.compression,
+        **job.kafka_python,
+    }
+
+
 def bare(job: Job) -> None:
-    """kafka-python, with the batch size and the linger time that suit it best here."""
+    """kafka-python itself."""
     from kafka import KafkaProducer
 
-    make: Callable[[], Any] = partial(
-        KafkaProducer,
-        bootstrap_servers=job.bootstrap,
-        metrics_enabled=False,
-        linger_ms=0 if is_prompt(job.workload) else 5,
-        batch_size=256 * 1024,
-        compression_type=None if job.compression == "none" else job.compression,
-        **job.kafka_python,
-    )
+    make: Callable[[], Any] = partial(KafkaProducer, **_kafka_python(job))
     value = job.value
 
     @asynccontextmanager
@@ -630,17 +634,11 @@ class Wakes:
 
 
 async def bare_awaited(job: Job) -> None:
-    """kafka-python, a future for each record, and nothing else that a producer needs."""
+    """kafka-python with a future for each record, and nothing else."""
     from kafka import KafkaProducer
 
     wakes, value = Wakes(), job.value
-    client: Any = KafkaProducer(
-        bootstrap_servers=job.bootstrap,
-        metrics_enabled=False,
-        linger_ms=0,
-        batch_size=256 * 1024,
-        **job.kafka_python,
-    )
+    client: Any = KafkaProducer(**_kafka_python(job))
 
     async def send() -> None:
         future = wakes.future()
@@ -655,8 +653,7 @@ async def bare_awaited(job: Job) -> None:
 
 
 async def confluent_awaited(job: Job) -> None:
-    """confluent-kafka's Producer, a future for each record, and nothing else that a producer
-    needs."""
+    """confluent-kafka's Producer with a future for each record, and nothing else."""
     from confluent_kafka import Producer
 
     wakes, value = Wakes(), job.value

@@ -323,22 +323,22 @@ def readme_table(results: Results) -> str:
     return _table(["client", "records/s", "CPU, µs per record"], rows)
 
 
+def _at_rates(one: Contender) -> list[Contender]:
+    """Return a contender at each rate of the open loop."""
+    return [Contender(one.client, f"open-{rate}", one.loop) for rate in RATES]
+
+
 def open_table(results: Results) -> str:
     """CPU time at moderate load."""
     clients = [
         *_asyncio_then_trio(""),
-        *_peers("", AIOKAFKA_IDEMPOTENT, BARE, BARE_AWAITED),
-        *_peers("", BARE_CONFLUENT, BARE_CONFLUENT_AWAITED),
+        *_peers(
+            "", AIOKAFKA_IDEMPOTENT, BARE, BARE_AWAITED, BARE_CONFLUENT, BARE_CONFLUENT_AWAITED
+        ),
         Contender("nothing", "", "asyncio"),
     ]
     rows = [
-        [name(one)]
-        + [
-            as_text(
-                results.value("open", Contender(one.client, f"open-{rate}", one.loop), "cpu_us")
-            )
-            for rate in RATES
-        ]
+        [name(one), *(as_text(results.value("open", each, "cpu_us")) for each in _at_rates(one))]
         for one in clients
     ]
     return _table(["CPU, µs per record", *(f"{rate:,}/s" for rate in RATES)], rows)
@@ -352,9 +352,8 @@ def futures_table(results: Results) -> str:
     )
     rows: list[list[str]] = []
     for one in _peers("", *clients):
-        contenders = [Contender(one.client, f"open-{rate}", one.loop) for rate in RATES]
         rows.append([CLIENTS[one.client]])
-        for each in contenders:
+        for each in _at_rates(one):
             figures = (results.value("open", each, f"latency_{it}_ms") for it in ("median", "p99"))
             rows[-1].append(", ".join(map(as_text, figures)))
     heads = (f"{rate:,}/s" for rate in RATES)
@@ -516,13 +515,11 @@ def words(results: Results) -> dict[str, str]:
         "bare_confluent": BARE_CONFLUENT,
         "bare": BARE,
         "bare_awaited": BARE_AWAITED,
-        "bare_confluent_awaited": BARE_CONFLUENT_AWAITED,
     }
     for word, client in short.items():
         for number in RATES:
             workload = f"open-{number}"
             found[f"{word}_p50_{number}"] = figure("open", client, workload, "latency_median_ms")
-            found[f"{word}_p99_{number}"] = figure("open", client, workload, "latency_p99_ms")
             found[f"{word}_cpu_{number}"] = figure("open", client, workload, "cpu_us")
         found[f"{word}_alone"] = figure("clients", client, "tasks-1", "latency_median_ms")
         found[f"{word}_late"] = figure("clients", client, "tasks-1000", "late_p99_ms")

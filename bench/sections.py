@@ -258,7 +258,7 @@ def _open_loop() -> list[Aim]:
             Aim("open", cpu, librdkafka, aiokafka, at_most=1.0),
             Aim("open", p50, kafka_python, bare, at_most=1.2),
             Aim("open", cpu, kafka_python, bare, at_most=1.2, less=nothing),
-            # What no producer can do better.
+            # The smallest programs that await each record.
             *(Aim("open", figure, confluent_awaited, aiokafka) for figure in (p50, p99, cpu)),
             Aim("open", p50, bare_awaited, bare),
             Aim("open", cpu, bare_awaited, bare, less=nothing),
