@@ -998,16 +998,12 @@ def test_a_log_handler_that_exits_does_not_end_the_clients_thread(cluster: MockC
         learn(driver, recorder, TWO_LEADERS)
         cluster.answer_next(1, NOT_LEADER_OR_FOLLOWER)
         # The client warns that it sends the record again.
-        logger = logging.getLogger("kafka.producer.sender")
-        handler = Exiting()
-        logger.addHandler(handler)
-        try:
+        name = "kafka.producer.sender"
+        with everything_logged_to(Exiting(), name):
             record = ProducerRecord(TWO_LEADERS, b"value", partition=0)
             metadata_of(send_all(driver, recorder, [record])[0])
             with pytest.raises(SystemExit):
-                logger.warning("on the main thread")
-        finally:
-            logger.removeHandler(handler)
+                logging.getLogger(name).warning("on the main thread")
         assert recorder.breaks == []
 
 

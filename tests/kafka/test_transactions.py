@@ -40,6 +40,7 @@ from anyio_sendproducer import (
 )
 from anyio_sendproducer._task_groups import plain_task_group
 from anyio_sendproducer.drivers import Driver, DriverName, make_driver
+from anyio_sendproducer.drivers.librdkafka import _waits
 from anyio_sendproducer.drivers.librdkafka._group_metadata import group_from_bytes, group_to_bytes
 from anyio_sendproducer.testing import Gate
 from tests.support.brief import IN_FULL
@@ -787,9 +788,11 @@ async def test_all_brokers_are_killed_and_the_answer_to_the_commit_is_lost(
 
 
 async def test_an_abort_right_after_the_first_record_keeps_the_client(
-    shared_kafka: KafkaCluster,
+    shared_kafka: KafkaCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The coordinator may still be ending the previous transaction, and does not know this one."""
+    # The abort waits for the first record. Otherwise it would drop the record.
+    monkeypatch.setattr(_waits, "FINISH_SECONDS", PATIENCE)
     topic = await run_sync(shared_kafka.create_topic)
     settings = ProducerSettings(
         bootstrap_servers=shared_kafka.bootstrap_servers, transactional_id=topic

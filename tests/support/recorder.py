@@ -92,8 +92,10 @@ def asked(driver: Driver, recorder: Recorder) -> Generator[None]:
     done = False
 
     def ask() -> None:
-        while not done:
+        while True:
             recorder.bell.clear()
+            if done:  # checked after the bell was cleared, so that the end is never missed
+                return
             reported = len(recorder.reports)
             if not polled.poll(7) or len(recorder.reports) == reported:
                 polled.watch()
@@ -121,20 +123,24 @@ def learn(driver: Driver, recorder: Recorder, topic: str) -> frozenset[int]:
             recorder.wait_for_change_after(changes)
 
 
-def submit_all(driver: Driver, parcels: Sequence[Parcel]) -> None:
-    """Submit records of which none is returned, and have the client watched, as the loop does."""
-    assert driver.submit(parcels).held == []
+def _submit_once(driver: Driver, parcels: Sequence[Parcel]) -> Sequence[Parcel]:
+    """Submit, and have the client watched, as the loop does. Returns: the records given back."""
+    held: Sequence[Parcel] = driver.submit(parcels).held
     if isinstance(driver, PolledDriver):
         driver.watch()
+    return held
+
+
+def submit_all(driver: Driver, parcels: Sequence[Parcel]) -> None:
+    """Submit records of which none is given back."""
+    assert _submit_once(driver, parcels) == []
 
 
 def submit(driver: Driver, recorder: Recorder, parcels: Sequence[Parcel]) -> None:
-    """Submit, and resubmit returned records, until all are accepted."""
+    """Submit, and resubmit records that are given back, until all are accepted."""
     while parcels:
         changes = recorder.metadata_changes
-        parcels = driver.submit(parcels).held
-        if isinstance(driver, PolledDriver):
-            driver.watch()
+        parcels = _submit_once(driver, parcels)
         if parcels:
             recorder.wait_for_change_after(changes)
 
